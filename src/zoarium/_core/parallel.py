@@ -1,0 +1,200 @@
+"""Run independent tasks side by side, one single-thread worker a core.
+
+Small stacked programs are bound by the cost of calling kernels, so two processes with one thread each beat one process
+with two threads, and Python threads lose to both (they fight over the interpreter). Workers are forked where the
+platform can, which hands them tasks and data for free; elsewhere they are spawned and tasks must pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from zoarium._core.errors import ZoariumError
+
+
+class Worker(Protocol):
+    """What a task may ask of the worker that runs it."""
+
+    @property
+    def stopping(self) -> bool:
+        """True once the user has interrupted: save and return early."""
+        ...
+
+    def report(self, message: Any) -> None:
+        """Send a small message (progress) to the parent."""
+        ...
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block and put the user's setting back afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _Here:
+    """The worker of a task that runs in this very process."""
+
+    on_report: Callable[[Any], None]
+    stopping: bool = False
+
+    def report(self, message: Any) -> None:
+        self.on_report(message)
+
+
+@dataclass
+class _Child:
+    """The worker of a task that runs in a process of its own."""
+
+    pipe: Connection
+    stop: Any
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop.is_set()
+
+    def report(self, message: Any) -> None:
+        self.pipe.send(("report", None, message))
+
+
+def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: Connection, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    import torch
+
+    torch.set_num_threads(1)
+    worker = _Child(pipe, stop)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: so are we
+        while (index := pipe.recv()) is not None:
+            try:
+                result = ("result", index, function(tasks[index], worker))
+            except ZoariumError as error:
+                result = ("error", index, error)
+            except BaseException as error:
+                result = ("crash", index, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            pipe.send(result)
+
+
+def _context() -> Any:
+    import torch
+
+    forkable = sys.platform.startswith("linux") and not (torch.cuda.is_available() and torch.cuda.is_initialized())
+    return mp.get_context("fork" if forkable else "spawn")
+
+
+def run_tasks(
+    function: Callable[[Any, Worker], Any],
+    tasks: Sequence[Any],
+    *,
+    workers: int | None = None,
+    on_report: Callable[[Any], None] = lambda message: None,
+) -> Iterator[tuple[int, Any]]:
+    """Yield ``(index, function(tasks[index], worker))`` as tasks finish; put long tasks first.
+
+    Parameters
+    ----------
+    function : callable
+        Called with a task and its :class:`Worker`.
+    tasks : sequence
+        Independent pieces of work.
+    workers : int, optional
+        Processes; default one a core, never more than tasks. With 1 the tasks run here, in order, on one torch thread.
+    on_report : callable
+        Receives what tasks report.
+
+    Raises
+    ------
+    ZoariumError
+        What a task raised, or one sentence about a worker that died.
+
+    Notes
+    -----
+    When the consumer is interrupted or closes the generator, workers see ``stopping``, finish what they must, and are
+    waited for; their late results are yielded no more. A second interrupt ends them at once.
+    """
+    workers = min(workers or available_cores(), len(tasks))
+    if workers <= 1:
+        here = _Here(on_report)
+        for index, task in enumerate(tasks):
+            with torch_threads(1):
+                result = function(task, here)
+            yield index, result
+        return
+
+    context = _context()
+    stop = context.Event()
+    pipes: dict[Connection, Any] = {}
+    queue = iter(range(len(tasks)))
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(function, tasks, theirs, stop), daemon=True)
+            process.start()
+            theirs.close()
+            pipes[ours] = process
+            ours.send(next(queue))
+        busy = set(pipes)
+        while busy:
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                try:
+                    kind, index, content = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    pipes[pipe].join()
+                    raise ZoariumError(_how_it_died(pipes[pipe].exitcode)) from None
+                if kind == "report":
+                    on_report(content)
+                    continue
+                if kind == "error":
+                    raise content
+                if kind == "crash":
+                    raise RuntimeError(f"task {index} failed in a worker process: {content}")
+                following = next(queue, None)
+                pipe.send(following)
+                if following is None:
+                    busy.discard(pipe)
+                yield index, content
+    finally:
+        stop.set()
+        try:
+            for pipe, process in pipes.items():
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.send(None)
+                while process.is_alive():  # drain, so that a worker blocked on a full pipe can end
+                    with contextlib.suppress(EOFError, OSError):
+                        if pipe.poll(0.05):
+                            pipe.recv()
+        finally:
+            for pipe, process in pipes.items():
+                if process.is_alive():
+                    process.terminate()
+                process.join()
+                pipe.close()
+
+
+def _how_it_died(code: int | None) -> str:
+    cause = f"was ended by signal {-code}" if code and code < 0 else f"ended with code {code}"
+    hint = " (often: out of memory; give a smaller --memory or fewer --workers)" if code == -signal.SIGKILL else ""
+    return f"a worker process {cause}{hint}; what finished before is kept, run the same command again to resume."
