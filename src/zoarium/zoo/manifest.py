@@ -1,0 +1,175 @@
+"""`zoo.json`: what a zoo is, and which files, byte for byte, belong to it.
+
+Replacing this one file is what commits a transaction. It is checked before it is believed: its own checksum, its
+version, the type of every field, and that no file name leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from zoarium._core.digest import canonical
+from zoarium._core.errors import DamagedError, StoreError
+
+if TYPE_CHECKING:
+    from zoarium.data.dataset import Dataset
+
+FORMAT_VERSION = 1
+MANIFEST = "zoo.json"
+MANIFEST_LIMIT = 256 * 2**20  # bytes; a larger zoo.json is not one of ours
+
+_PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.@~+=-]{0,199}"
+FILE_NAME = re.compile(
+    rf"(models|checkpoints|history)\.parquet|(measures|pairs|cells)/{_PLAIN}\.parquet|(weights|data)/{_PLAIN}\.safetensors"
+)
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class FileInfo(BaseModel):
+    """One file of a zoo: its size and SHA-256, and what a reader wants to know before opening it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    size: Count
+    sha256: Sha256
+    rows: Count = Field(default=0, description="rows of a table, or models in a weights file")
+    row_bytes: Count = Field(default=0, description="weights files: bytes of one model")
+
+
+class DataInfo(BaseModel):
+    """What a zoo remembers of a data set its models were trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str = Field(pattern=r"^[A-Za-z0-9]{1,128}$")
+    task: Literal["classification", "regression"]
+    n_outputs: int = Field(ge=1)
+    in_shape: tuple[int, ...]
+    n_train: int = Field(ge=0)
+    n_test: int = Field(ge=0)
+    source: Literal["registered", "stored", "external"] = "registered"
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: Dataset, source: Literal["registered", "stored", "external"] = "registered") -> DataInfo:
+        """Describe a data set.
+
+        Parameters
+        ----------
+        data : Dataset
+            The whole task, before any variant is taken.
+        source : {"registered", "stored", "external"}
+            How it is found again: by name in `zoarium.data`, in the zoo itself, or by the user's `attach_data`.
+        """
+        return cls(
+            fingerprint=data.fingerprint, task=data.task, n_outputs=data.n_outputs, in_shape=data.in_shape,
+            n_train=len(data.train), n_test=len(data.test), source=source, classes=tuple(map(str, data.classes)),
+        )  # fmt: skip
+
+
+class Manifest(BaseModel):
+    """The content of `zoo.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["zoarium"] = "zoarium"
+    version: int = FORMAT_VERSION
+    generation: int = Field(default=0, ge=0, description="commits so far")
+    created: str = ""
+    software: dict[str, str] = Field(default_factory=dict)
+    grid: dict[str, Any] | None = None
+    axes: list[str] = Field(default_factory=list)
+    load: str | None = None
+    temperature: str | None = None
+    data: dict[str, DataInfo] = Field(default_factory=dict)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileInfo] = Field(default_factory=dict)
+
+    @pydantic.field_validator("files")
+    @classmethod
+    def _names_stay_inside(cls, files: dict[str, FileInfo]) -> dict[str, FileInfo]:
+        for name in files:
+            check_name(name)
+        return files
+
+    def to_bytes(self) -> bytes:
+        """The manifest as JSON with a checksum of itself."""
+        content = json.loads(json.dumps(self.model_dump(mode="python"), default=_plain))
+        content["checksum"] = _checksum(content)
+        return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+
+def check_name(name: str) -> None:
+    """Refuse a file name that is none of the format's own; such a name cannot leave the folder."""
+    if not FILE_NAME.fullmatch(name):
+        raise ValueError(f"file name {name!r} is not one a zoo can hold")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    return str(value)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Read the bytes of a `zoo.json`.
+
+    Raises
+    ------
+    StoreError
+        Not a zoo, or a zoo of a newer format.
+    DamagedError
+        Cut short or changed since it was written.
+    """
+    backup = "restore it from a copy of the zoo"
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is cut short or damaged (not JSON: {error}); {backup}.") from error
+    if not isinstance(raw, dict) or raw.get("format") != "zoarium":
+        raise StoreError(f"{path} does not describe a zoo (its format is not 'zoarium'); give the folder of a zoo.")
+    version = raw.get("version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {version}, this zoarium reads up to {FORMAT_VERSION}; "
+            "run: pip install -U zoarium."
+        )
+    if raw.pop("checksum", None) != _checksum(raw):
+        raise DamagedError(f"{path} is not what was written (its checksum differs); {backup}.")
+    try:
+        return Manifest.model_validate(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"{path} cannot be used: {place}: {first['msg']}; {backup}.") from error
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read `zoo.json` of the zoo in `root`."""
+    path = root / MANIFEST
+    try:
+        with path.open("rb") as file:
+            content = file.read(MANIFEST_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "it has no zoo.json" if root.is_dir() else "there is no such folder"
+        raise StoreError(f"{root} is not a zoo: {what}; grow one with zoarium grow, or check the path.") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}; check its permissions.") from error
+    if len(content) > MANIFEST_LIMIT:
+        raise StoreError(f"{path} is larger than {MANIFEST_LIMIT // 2**20} MiB, which no zoo.json is; check the path.")
+    return parse_manifest(content, path)

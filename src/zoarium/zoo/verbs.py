@@ -1,0 +1,73 @@
+"""What one can do with a zoo in one call: each method forwards to the verb of its name, loaded when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import altair
+    import polars as pl
+
+    from zoarium.measure.phases import Thresholds
+    from zoarium.zoo.weight_dataset import WeightDataset
+    from zoarium.zoo.zoo import Zoo
+
+
+class Verbs:
+    """The verbs, as methods of a zoo."""
+
+    def measure(
+        self: Zoo, *names: str | Mapping[str, Mapping[str, Any]], pairs: str | Sequence[tuple[str, str]] = "cell", **settings: Any
+    ) -> Zoo:
+        """Measure every model, pair or cell and store the values; see :func:`zoarium.measure.measure_zoo`.
+
+        Examples
+        --------
+        >>> import zoarium as za
+        >>> zoo = za.grow("mlp", width=[2, 8], epochs=2)
+        >>> zoo.measure("performance", "hessian_trace").values("hessian_trace")["stderr"].to_list()
+        [0.0, 0.0]
+        """
+        from zoarium.measure.driver import measure_zoo
+
+        return measure_zoo(self, *names, pairs=pairs, **settings)
+
+    def phases(
+        self: Zoo, load: str | None = None, temperature: str | None = None, thresholds: Thresholds | None = None, **options: Any
+    ) -> pl.DataFrame:
+        """Label the phase of every cell, a row each; see :func:`zoarium.measure.phases.zoo_phases`."""
+        from zoarium.measure.phases import zoo_phases
+
+        return zoo_phases(self, load=load, temperature=temperature, thresholds=thresholds, **options)
+
+    def effects(self: Zoo) -> pl.DataFrame:
+        """Stored effects of averaging, ensembling, pruning and fine-tuning: a row a cell and effect.
+
+        Returns
+        -------
+        polars.DataFrame
+            Columns ``cell``, ``quantity``, ``value``, ``stderr``, ``samples``, ``reason``.
+        """
+        from zoarium.evaluate.effects import stored_effects
+
+        return stored_effects(self)
+
+    def report(self: Zoo, path: str | Path = "report.html") -> Path:
+        """Write one self-contained HTML report; see :func:`zoarium.report.write_report`."""
+        from zoarium.report import write_report
+
+        return write_report(self, path)
+
+    def chart(self: Zoo, name: str = "phases") -> altair.Chart:
+        """One chart of the report as an `altair.Chart`; see :func:`zoarium.report.chart`."""
+        from zoarium.report import chart
+
+        return chart(self, name)
+
+    def as_dataset(self: Zoo, targets: Sequence[str] = ("test_accuracy",), **options: Any) -> WeightDataset:
+        """Weights as samples for learning; see :class:`zoarium.zoo.weight_dataset.WeightDataset`."""
+        from zoarium.zoo.weight_dataset import WeightDataset
+
+        return WeightDataset(self, targets=targets, **options)
