@@ -3,6 +3,9 @@
 Small stacked programs are bound by the cost of calling kernels, so two processes with one thread each beat one process
 with two threads, and Python threads lose to both (they fight over the interpreter). Workers are forked where the
 platform can, which hands them tasks and data for free; elsewhere they are spawned and tasks must pickle.
+
+A forked worker must not run polars: its thread pool does not survive a fork, and a query would wait for ever. Tables
+are read before the fork and written after it; a query in a worker raises instead of hanging.
 """
 
 from __future__ import annotations
@@ -85,6 +88,7 @@ def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: C
     import torch
 
     torch.set_num_threads(1)
+    _forbid_polars()
     worker = _Child(pipe, stop)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: so are we
         while (index := pipe.recv()) is not None:
@@ -95,6 +99,16 @@ def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: C
             except BaseException as error:
                 result = ("crash", index, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
             pipe.send(result)
+
+
+def _forbid_polars() -> None:
+    import polars as pl
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("polars cannot run in a forked worker; read tables before the tasks start")
+
+    pl.LazyFrame.collect = refuse
+    pl.LazyFrame._collect_eager = refuse
 
 
 def _context() -> Any:

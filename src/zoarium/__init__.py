@@ -1,0 +1,70 @@
+"""Populations of neural networks: grow them, measure every model, label phases, put them to use.
+
+    import zoarium as za
+
+    zoo = za.grow(za.Grid(net="mlp", width=[2, 8, 32, 128], batch_size=[8, 32, 128], seed=range(3), data="digits"))
+    zoo.measure("performance", "hessian_trace", "cka", "mode_connectivity")
+    zoo.phases()                # a polars DataFrame, one row a cell
+    zoo.report("report.html")
+
+Importing this package does no work: each name below is loaded, and torch with it, at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoarium import data, measure
+    from zoarium._core.errors import ZoariumError
+    from zoarium._core.estimates import Estimates
+    from zoarium.data import Dataset
+    from zoarium.growth import Grid, grow
+    from zoarium.nets import net
+    from zoarium.zoo import Cohort, Model, Zoo, open
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cohort": "zoarium.zoo",
+    "Dataset": "zoarium.data",
+    "Estimates": "zoarium._core.estimates",
+    "Grid": "zoarium.growth",
+    "Model": "zoarium.zoo",
+    "ZoariumError": "zoarium._core.errors",
+    "Zoo": "zoarium.zoo",
+    "grow": "zoarium.growth",
+    "net": "zoarium.nets",
+    "open": "zoarium.zoo",
+}
+
+__all__ = [
+    "Cohort",
+    "Dataset",
+    "Estimates",
+    "Grid",
+    "Model",
+    "ZoariumError",
+    "Zoo",
+    "__version__",
+    "data",
+    "grow",
+    "measure",
+    "net",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("data", "measure"):
+        return import_module(f"zoarium.{name}")
+    raise AttributeError(f"module 'zoarium' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,385 @@
+"""Grow a population: plan the whole grid as few stacked programs, train them side by side, store what comes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from zoarium._core.digest import canonical, settings_hash, sha256_file
+from zoarium._core.errors import GridError
+from zoarium._core.files import replacing
+from zoarium._core.memory import parse_bytes
+from zoarium._core.parallel import Worker, available_cores, run_tasks
+from zoarium.growth.grid import Grid
+from zoarium.zoo.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoarium.data import Dataset
+    from zoarium.train import Program
+    from zoarium.zoo import Zoo
+    from zoarium.zoo import WeightsFile
+
+Progress = Callable[[float, float, str], None]
+
+
+def grow(
+    grid: Grid | str | Callable[..., nn.Module],
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    memory: int | str = "2GB",
+    checkpoints: str | Iterable[int] = "last",
+    history: str | int = "every",
+    save_every_s: float = 60.0,
+    on_progress: Progress = lambda done, total, note: None,
+    **axes: Any,
+) -> Zoo:
+    """Train every model of a grid and return them as a zoo.
+
+    Parameters
+    ----------
+    grid : Grid, str or callable
+        What to grow. A net's name or your own factory stands for ``Grid(net, **axes)``.
+    out : path, optional
+        Folder of the zoo. One that is there already is resumed or extended: models it holds are kept, the others are
+        grown. By default a temporary folder that goes with the returned object; ``zoo.save(path)`` keeps it.
+    workers : int, optional
+        Single-thread worker processes; default one a core.
+    memory : int or str, default "2GB"
+        Budget of all workers: programs are cut to fit, whatever the size of the population.
+    checkpoints : str or iterable of int, default "last"
+        Epochs whose weights are kept: "last", "last:5" (the last five), "every", "every:10", or a list, in which
+        negative numbers count from the end (-1 is the last). The last epoch is always kept.
+    history : {"every", "last"} or int, default "every"
+        Epochs after which train and test loss and accuracy are recorded; a number is a stride.
+    save_every_s : float, default 60
+        Seconds between saves of unfinished programs, from which an interrupted run resumes.
+    on_progress : callable, optional
+        Called with (epochs trained, epochs in all, note), summed over models.
+    **axes
+        Axes of the grid, if `grid` is a net.
+
+    Returns
+    -------
+    Zoo
+        With a row a model; models whose loss stopped being finite have the status ``diverged``.
+
+    Raises
+    ------
+    GridError
+        For a batch larger than the data, or a grid that does not fit the zoo in `out`.
+    NetError
+        For a net whose outputs do not match the labels, before any training starts.
+    KeyboardInterrupt
+        After saving: the same call resumes, to the same bits.
+
+    Examples
+    --------
+    >>> import zoarium as za
+    >>> zoo = za.grow("mlp", width=[2, 8], seed=range(2), epochs=3)
+    >>> len(zoo), sorted(set(zoo.table["status"]))
+    (4, ['trained'])
+    """
+    from zoarium.data import load
+    from zoarium.train import data_key
+
+    if not isinstance(grid, Grid):
+        grid = Grid(grid, **axes)
+    elif axes:
+        raise GridError(f"give {', '.join(axes)} to the Grid, not to grow().")
+    configs = grid.expand()
+    base = {name: grid.datasets.get(name) or load(name) for name in grid.axes["data"]}
+    data = {}
+    for config in configs:
+        key = data_key(config)
+        if key not in data:
+            data[key] = base[config.data].variant(
+                fraction=config.data_fraction, label_noise=config.label_noise, seed=config.data_seed
+            )
+    _parse_checkpoints(checkpoints, 1)  # a mistake is said before the work starts
+    sizes = _check_nets(grid, configs, data)
+    _programs(grid, configs, data, memory)  # what cannot be planned is said before anything is written
+    zoo = _open_or_create(out, grid, base)
+    with zoo.growing():
+        finished = _register(zoo, grid, configs, base, data, sizes)
+        batches: dict[str, list[ModelConfig]] = {}
+        for config, batch in zip(configs, _batches(zoo, configs), strict=True):
+            batches.setdefault(batch, []).append(config)
+        for members in batches.values():
+            if not all(config.id in finished for config in members):
+                programs = _programs(grid, members, data, memory)
+                job = Job(zoo.path, members, data, grid.factory, checkpoints, history, save_every_s)
+                _train(zoo, job, programs, finished, workers, on_progress)
+    return zoo
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to train any program of a grid and to write its weights."""
+
+    folder: Path
+    configs: Sequence[ModelConfig]
+    data: Mapping[tuple, Dataset]
+    factory: Callable[..., nn.Module] | None
+    checkpoints: str | Iterable[int]
+    history: str | int
+    save_every_s: float
+
+    def state_file(self, program: Program) -> Path:
+        """Where an unfinished program is saved."""
+        return self.folder / "growing" / f"{program.key}.safetensors"
+
+    def __call__(self, program: Program, worker: Worker) -> Grown | None:
+        """Train a program, from where it was saved if it was; None if interrupted."""
+        from zoarium.train import Interrupted, data_key, train_program
+        from zoarium.train.timetable import total_epochs
+        from zoarium.zoo import write_weights
+
+        state, files = _read_state(self.state_file(program))
+        ids = {row: self.configs[row].id for row in program.rows}
+        first = self.configs[program.rows[0]]
+        epochs = max(
+            total_epochs(self.configs[row].training, len(self.data[data_key(first)].train)) for row in program.rows
+        )
+
+        def keep(part: int, checkpoint: Any) -> None:
+            name = f"{first.net}-{program.key}-{part}"
+            files[f"{part}@{checkpoint.epoch}"] = write_weights(
+                self.folder, name, checkpoint.epoch, checkpoint.step, [ids[row] for row in checkpoint.rows],
+                checkpoint.params, checkpoint.buffers,
+            )
+
+        result = train_program(
+            program,
+            self.configs,
+            self.data,
+            factory=self.factory,
+            checkpoints=_parse_checkpoints(self.checkpoints, epochs),
+            history=self.history,
+            state=state,
+            on_epoch=worker.report,
+            stopping=lambda: worker.stopping,
+            save_state=lambda state, epoch: _write_state(self.state_file(program), state, files),
+            save_every_s=self.save_every_s,
+            on_checkpoint=keep,
+        )
+        if isinstance(result, Interrupted):
+            return None
+        history = {"id": [ids[int(row)] for row in result.history["row"]], **result.history}
+        del history["row"]
+        diverged = {ids[row]: epoch for row, epoch in result.diverged.items()}
+        return Grown(list(files.values()), history, diverged)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What came out of one program."""
+
+    files: list[WeightsFile]
+    history: dict[str, Any]  # columns; polars must not run in a forked worker
+    diverged: dict[str, int]
+
+
+def _parse_checkpoints(wanted: str | Iterable[int], epochs: int) -> list[int]:
+    """Epochs to keep, out of 1 .. `epochs`; the last is always among them."""
+    if isinstance(wanted, str):
+        match = re.fullmatch(r"(last|every)(?::(\d+))?", wanted)
+        count = int(match[2] or 1) if match else 0
+        if match is None or count < 1:
+            raise GridError(f"checkpoints must be last, last:N, every, every:N or a list of epochs, found {wanted!r}.")
+        kept = range(epochs - count + 1, epochs + 1) if match[1] == "last" else range(count, epochs + 1, count)
+        return sorted({*(e for e in kept if e >= 0), epochs})
+    numbers = list(wanted)
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        raise GridError(f"checkpoints must be whole epochs, found {numbers!r}.")
+    kept = [epochs + 1 + n if n < 0 else n for n in numbers]
+    return sorted({*(e for e in kept if 0 <= e <= epochs), epochs})
+
+
+def _check_nets(grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset]) -> dict[str, int]:
+    """Build every architecture once and try it on a few samples; parameters of each."""
+    from zoarium.nets import build
+    from zoarium.nets.check import check_net
+    from zoarium.train import data_key
+
+    sizes: dict[str, int] = {}
+    for config in configs:
+        dataset = data[data_key(config)]
+        arch = arch_of(config, dataset)
+        if arch not in sizes:
+            net = build(
+                grid.factory or config.net, config.net_params, in_shape=dataset.in_shape, n_outputs=dataset.n_outputs
+            )
+            check_net(net, dataset)
+            sizes[arch] = sum(p.numel() for p in net.parameters())
+    return sizes
+
+
+def arch_of(config: ModelConfig, dataset: Dataset) -> str:
+    """Name of an architecture: equal for models whose parameters have equal names and shapes."""
+    what = [config.net, config.net_params, dataset.in_shape, dataset.n_outputs]
+    return f"{config.net}-{settings_hash(what, 8)}"
+
+
+def _programs(
+    grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset], memory: int | str
+) -> list[Program]:
+    """The plan: it depends on the models and the machine, never on the number of workers or on what is done."""
+    from zoarium.train import plan
+
+    return plan(configs, data, memory=parse_bytes(memory), workers=available_cores(), factory=grid.factory)
+
+
+def _batches(zoo: Zoo, configs: Sequence[ModelConfig]) -> list[str]:
+    """Which call of grow() entered each model: models are planned with those they came with, at every resume."""
+    known = dict(zoo.table.select("id", "batch").iter_rows())
+    return [known[config.id] for config in configs]
+
+
+def _open_or_create(out: str | Path | None, grid: Grid, base: Mapping[str, Dataset]) -> Zoo:
+    from zoarium.zoo import Zoo
+
+    if out is not None and (Path(out) / "zoo.json").exists():
+        zoo = Zoo.open(out)
+        for name, dataset in base.items():
+            known = (zoo.info.get("data") or {}).get(name)
+            if known and known["fingerprint"] != dataset.fingerprint:
+                raise GridError(
+                    f"data {name!r} is not what {out} was grown on (fingerprint {dataset.fingerprint}, there "
+                    f"{known['fingerprint']}); choose another folder, or give the data another name."
+                )
+        return zoo
+    return Zoo.create(out, grid=grid.to_dict(), axes=[a for a in grid.varied if a != "seed"], load=grid.load, temperature=grid.temperature)
+
+
+def _register(
+    zoo: Zoo,
+    grid: Grid,
+    configs: Sequence[ModelConfig],
+    base: Mapping[str, Dataset],
+    data: Mapping[tuple, Dataset],
+    sizes: Mapping[str, int],
+) -> set[str]:
+    """Enter models that are new to the zoo as planned; ids of those that are trained already."""
+    from zoarium.train import data_key
+    from zoarium.zoo.manifest import DataInfo
+
+    known = dict(zoo.table.select("id", "status").iter_rows()) if len(zoo) else {}
+    rows = []
+    for config in configs:
+        if config.id not in known:
+            arch = arch_of(config, data[data_key(config)])
+            columns = {k: list(v) if isinstance(v, tuple) else v for k, v in config.columns().items()}
+            rows.append(
+                {
+                    "id": config.id, **columns, "net_params": canonical(config.net_params), "arch": arch,
+                    "n_params": sizes[arch], "batch": grid.digest, "status": "planned", "parents": [], "relation": None,
+                }
+            )  # fmt: skip
+    if rows:
+        frame = pl.DataFrame(
+            rows,
+            infer_schema_length=None,
+            schema_overrides={"parents": pl.List(pl.String), "relation": pl.String, "steps": pl.Int64, "clip_norm": pl.Float64},
+        )
+        with zoo.writing() as transaction:
+            transaction.upsert("models", frame, key=["id"])
+            for name, dataset in base.items():
+                if name in grid.datasets:
+                    transaction.add_data(name, dataset)
+                else:
+                    transaction.describe_data(name, DataInfo.of(dataset, "registered"))
+            axes = list(dict.fromkeys([*zoo.axes, *(a for a in grid.varied if a != "seed")]))
+            transaction.update_header(
+                grid=grid.to_dict(), axes=axes, load=grid.load or zoo.load, temperature=grid.temperature or zoo.temperature
+            )
+    return {i for i, status in known.items() if status in ("trained", "diverged")}
+
+
+def _train(
+    zoo: Zoo,
+    job: Job,
+    programs: Sequence[Program],
+    finished: set[str],
+    workers: int | None,
+    on_progress: Progress,
+) -> None:
+    """Run the programs not finished yet and commit each as it ends."""
+    from zoarium.train import data_key
+    from zoarium.train.timetable import total_epochs
+
+    def length(program: Program) -> int:
+        return sum(
+            total_epochs(job.configs[row].training, len(job.data[data_key(job.configs[row])].train))
+            for row in program.rows
+        )
+
+    todo = [p for p in programs if not all(job.configs[row].id in finished for row in p.rows)]
+    total = sum(map(length, programs))
+    before = total - sum(map(length, todo))
+    trained: dict[str, int] = {}
+
+    def report(epoch: Any) -> None:
+        trained[epoch.key] = epoch.model_epochs
+        on_progress(before + sum(trained.values()), total, f"{len(job.configs)} models")
+
+    interrupted = False
+    for index, grown in run_tasks(job, todo, workers=workers, on_report=report):
+        if grown is None:
+            interrupted = True
+            continue
+        _commit(zoo, grown)
+        job.state_file(todo[index]).unlink(missing_ok=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    folder = job.folder / "growing"
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _commit(zoo: Zoo, grown: Grown) -> None:
+    """One transaction: weights, history and the models' new status."""
+    history = pl.DataFrame(grown.history)
+    ids = history["id"].unique()
+    status = pl.when(pl.col("id").is_in(list(grown.diverged))).then(pl.lit("diverged")).otherwise(pl.lit("trained"))
+    with zoo.writing() as transaction:
+        for file in grown.files:
+            transaction.add_weights_file(file)
+        transaction.upsert("history", history, key=["id", "epoch"])
+        models = zoo.table.filter(pl.col("id").is_in(ids.implode()))
+        transaction.upsert("models", models.with_columns(status=status), key=["id"])
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor] | None, dict[str, WeightsFile]]:
+    """A saved state and the checkpoints written before it; nothing if there is none, or if anything of it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    from zoarium.zoo.weights import WeightsFile
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["files"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        files = {key: WeightsFile.from_dict(value) for key, value in told.items()}
+        root = path.parent.parent
+        if all((root / f.name).exists() and sha256_file(root / f.name) == f.info.sha256 for f in files.values()):
+            return state, files
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        pass
+    return None, {}  # the program is trained again from its start, to the same bits
+
+
+def _write_state(path: Path, state: Mapping[str, Tensor], files: Mapping[str, WeightsFile]) -> None:
+    from safetensors.torch import save_file
+
+    told = json.dumps({key: file.to_dict() for key, file in files.items()})
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata={"files": told})

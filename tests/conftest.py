@@ -1,0 +1,19 @@
+import pytest
+
+import zoarium as za
+
+
+@pytest.fixture(scope="session")
+def small_grid():
+    return za.Grid(net="mlp", width=[2, 4], batch_size=[50, 250], seed=range(2), epochs=2, data="digits")
+
+
+@pytest.fixture(scope="session")
+def _grown(small_grid, tmp_path_factory):
+    return za.grow(small_grid, tmp_path_factory.mktemp("zoos") / "small", workers=1)
+
+
+@pytest.fixture
+def small_zoo(_grown, tmp_path):
+    """Eight small trained models; a copy of its own for each test."""
+    return _grown.save(tmp_path / "zoo")
