@@ -49,6 +49,7 @@ def measure(
     quantities: tuple[str, ...] = (),
     across: bool = False,
     needs_data: bool = True,
+    needs_checkpoints: bool = False,
     cost: str = "",
 ) -> Callable[[Callable], Callable]:
     """Register a measure; see the module's docstring for the three signatures.
@@ -66,10 +67,13 @@ def measure(
         A pair measure that can compare models of different architectures.
     needs_data : bool, default True
         False for a measure of weights alone; it is then called with ``data=None`` where there is none.
+    needs_checkpoints : bool, default False
+        True for a measure that is also given ``earlier=[Cohort, ...]``, the same rows at stored checkpoints, oldest
+        first. It is no setting: a zoo without such checkpoints gives an empty list.
     cost : str
         One phrase, e.g. "one forward pass a model".
     """
     return MEASURES.register(
         name, reference=reference, scope=scope, quantities=quantities or (name,), across=across,
-        needs_data=needs_data, cost=cost,
+        needs_data=needs_data, needs_checkpoints=needs_checkpoints, cost=cost,
     )
