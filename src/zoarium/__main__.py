@@ -1,0 +1,5 @@
+"""``python -m zoarium`` is the ``zoarium`` command."""
+
+from zoarium.cli import main
+
+main()

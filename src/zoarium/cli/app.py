@@ -1,0 +1,473 @@
+"""The commands. Each parses its words, calls one function of the library and prints what it returns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+import yaml
+
+from zoarium._core.errors import ZoariumError
+from zoarium.cli.output import err, out, print_frame, print_json, progress
+
+app = typer.Typer(
+    name="zoarium",
+    help="Populations of neural networks: grow them, measure every model, label phases, put them to use.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+study_app = typer.Typer(no_args_is_help=True, help="Claims of published methods as runnable studies.")
+app.add_typer(study_app, name="study")
+
+ZooPath = Annotated[Path, typer.Argument(metavar="ZOO", help="Folder of a zoo.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Workers = Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="Worker processes; default one a core.")]
+Memory = Annotated[str, typer.Option("--memory", help="Budget of each worker, such as 2GB.")]
+Settings = Annotated[
+    Optional[list[str]], typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting; may be given again.")
+]
+
+
+def run() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except ZoariumError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["samples=100", "layers=[fc1, logits]"]`` as a mapping; values are YAML."""
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ZoariumError(f"--set takes KEY=VALUE, found {pair!r}.")
+        try:
+            settings[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ZoariumError(f"--set {key}: {value!r} is not a valid value.") from error
+    return settings
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from zoarium import __version__
+
+        print(f"zoarium {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes.")] = Path("demo-zoo"),
+    overwrite: Annotated[bool, typer.Option(help="Replace a zoo that is there already.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Grow 126 digit networks, measure them, label phases and write a report.
+
+    Example: [bold]zoarium demo -o my-zoo[/]
+    """
+    from zoarium.studies.demo import run_demo
+
+    with progress("demo", quiet=quiet or json) as bar:
+        result = run_demo(output, overwrite=overwrite, workers=workers, on_progress=bar)
+    if json:
+        print_json(result.to_dict())
+        return
+    from zoarium.measure.phases import phase_map_text
+
+    out.print(phase_map_text(result.phases))
+    for number, finding in enumerate(result.findings, 1):
+        out.print(f"  {number}. {_escape(str(finding))}")
+    timing = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    out.print(f"\n{len(result.zoo)} models: {timing}")
+    out.print(f"report: {_escape(str(result.report))}", soft_wrap=True)
+
+
+@app.command()
+def grow(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes; an unfinished one is resumed.")],
+    workers: Workers = None,
+    memory: Memory = "2GB",
+    checkpoints: Annotated[
+        str, typer.Option(help="Which epochs to keep: last, last:5, every, every:10, or a list such as 5,10,30.")
+    ] = "last",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Grow every model of a grid.
+
+    Example: [bold]zoarium grow spec.yaml -o zoo/[/] where spec.yaml holds
+
+      net: mlp
+      width: [2, 8, 32, 128]
+      batch_size: [8, 32, 128]
+      seed: {range: [0, 3]}
+    """
+    import zoarium as za
+
+    with progress("grow", quiet=quiet or json) as bar:
+        zoo = za.grow(
+            za.Grid.from_yaml(spec), output, workers=workers, memory=memory,
+            checkpoints=_checkpoints(checkpoints), on_progress=bar,
+        )
+    _print_zoo(zoo, json)
+
+
+def _checkpoints(text: str) -> str | list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        return text
+
+
+def _print_zoo(zoo: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(zoo.summary())
+    else:
+        out.print(_escape(str(zoo)), soft_wrap=True)
+
+
+@app.command()
+def measure(
+    zoo: ZooPath,
+    names: Annotated[list[str], typer.Argument(metavar="MEASURE...", help="See: zoarium measures.")],
+    pairs: Annotated[str, typer.Option(help="Pairs to compare: cell (seeds of a cell) or all.")] = "cell",
+    setting: Settings = None,
+    workers: Workers = None,
+    memory: Memory = "2GB",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure every model, pair or cell of a zoo.
+
+    Example: [bold]zoarium measure zoo/ hessian_trace cka mode_connectivity --set samples=640[/]
+    """
+    import polars as pl
+
+    import zoarium as za
+    from zoarium.measure.driver import quantity_of
+
+    opened = za.open(zoo)
+    methods = {quantity_of(name).name: quantity_of(name) for name in names}
+    with progress("measure", quiet=quiet or json) as bar:
+        opened.measure(
+            *names, pairs=pairs, workers=workers, memory=memory,
+            on_progress=lambda name, done, total: bar(done, total, name), **_settings(setting),
+        )
+    quantities = [q for method in methods.values() for q in method.facts["quantities"]]
+    rows = []
+    for quantity in quantities:
+        values = opened.values(quantity)
+        finite = values.filter(pl.col("value").is_finite())
+        rows.append(
+            {
+                "quantity": quantity, "values": len(values), "missing": len(values) - len(finite),
+                "mean": finite["value"].mean(), "min": finite["value"].min(), "max": finite["value"].max(),
+                "mean stderr": finite["stderr"].mean(), "seconds": values["seconds"].sum(),
+            }
+        )
+    print_frame(pl.DataFrame(rows), as_json=json, title=str(zoo))
+
+
+@app.command()
+def phases(
+    zoo: ZooPath,
+    load: Annotated[Optional[str], typer.Option(help="Axis of load.")] = None,
+    temperature: Annotated[Optional[str], typer.Option(help="Axis of temperature.")] = None,
+    setting: Settings = None,
+    json: Json = False,
+) -> None:
+    """Label the phase of every cell of a zoo.
+
+    Thresholds come from the data unless given, e.g. [bold]--set loss=0.1 --set cka=0.8[/].
+    """
+    import zoarium as za
+    from zoarium.measure.phases import Thresholds, phase_map_text
+
+    chosen = _settings(setting)
+    try:
+        thresholds = Thresholds(**chosen) if chosen else None
+    except TypeError as error:
+        known = ", ".join(Thresholds.__dataclass_fields__)
+        raise ZoariumError(f"unknown threshold in {sorted(chosen)}. Known: {known}.") from error
+    table = za.open(zoo).phases(load=load, temperature=temperature, thresholds=thresholds)
+    if not json:
+        out.print(phase_map_text(table))
+    print_frame(table, as_json=json)
+
+
+@app.command()
+def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: Json = False) -> None:
+    """Measure what each phase is good for: averaging, ensembling, pruning, fine-tuning.
+
+    Prints the mean effect in each phase with its interval, beside the mean over all cells.
+    """
+    import zoarium as za
+    from zoarium.evaluate.effects import EFFECTS, effects_by_phase
+
+    opened = za.open(zoo)
+    with progress("effects", quiet=quiet or json) as bar:
+        opened.measure(*EFFECTS, workers=workers, on_progress=lambda name, done, total: bar(done, total, name))
+    print_frame(effects_by_phase(opened.effects(), opened.phases()), as_json=json, title=str(zoo), rows=200)
+
+
+@app.command()
+def show(
+    zoo: ZooPath,
+    model: Annotated[Optional[str], typer.Argument(help="One model's id.", show_default=False)] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show a zoo, or one of its models."""
+    import polars as pl
+
+    import zoarium as za
+
+    opened = za.open(zoo)
+    if model is None:
+        if not json:
+            _print_zoo(opened, False)
+        print_frame(opened.measured, as_json=json, rows=rows)
+        return
+    one = opened[model]
+    content = {"id": one.id, "status": one.status, **one.config, **one.measures}
+    if json:
+        print_json(content)
+    else:
+        print_frame(
+            pl.DataFrame({"field": list(content), "value": [str(v) for v in content.values()]}),
+            as_json=False, rows=1000,
+        )
+
+
+@app.command()
+def report(
+    zoo: ZooPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    charts: Annotated[Optional[Path], typer.Option(help="Also write every chart as SVG and PNG to this folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML report that works offline."""
+    import zoarium as za
+
+    opened = za.open(zoo)
+    path = opened.report(output)
+    files = []
+    if charts is not None:
+        from zoarium.report import save_charts
+
+        files = save_charts(opened, charts)
+    if json:
+        print_json({"report": path, "charts": files})
+    else:
+        out.print(f"report: {_escape(str(path))}", soft_wrap=True)
+        if files:
+            out.print(f"charts: {len(files)} files in {_escape(str(charts))}", soft_wrap=True)
+
+
+@app.command()
+def predict(zoo: ZooPath, json: Json = False) -> None:
+    """Predict test accuracy and phase from weight statistics alone, against the trivial predictors."""
+    import zoarium as za
+    from zoarium.evaluate.weight_statistics import predict_from_weights
+
+    print_frame(predict_from_weights(za.open(zoo)), as_json=json, title=str(zoo))
+
+
+@app.command()
+def export(
+    zoo: ZooPath,
+    model: Annotated[str, typer.Argument(help="A model's id.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    json: Json = False,
+) -> None:
+    """Export one model as plain safetensors and JSON."""
+    import zoarium as za
+
+    path = za.open(zoo)[model].export(output)
+    if json:
+        print_json({"folder": path})
+    else:
+        out.print(f"exported: {_escape(str(path))}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    zoo: ZooPath,
+    repair: Annotated[bool, typer.Option(help="Mark damaged models, so that the rest can be used.")] = False,
+    json: Json = False,
+) -> None:
+    """Verify every file and every model of a zoo against its checksums; exit 1 if anything is damaged."""
+    import polars as pl
+
+    from zoarium.zoo.check import check_zoo
+
+    table = check_zoo(zoo, repair=repair)
+    bad = table.filter(pl.col("state") != "ok")
+    print_frame(table if json else bad, as_json=json, title=str(zoo))
+    if not json:
+        out.print(f"{len(table) - len(bad)} of {len(table)} items are intact.")
+    if len(bad):
+        raise typer.Exit(1)
+
+
+@app.command()
+def measures(json: Json = False) -> None:
+    """List the measures with what they return."""
+    import polars as pl
+
+    from zoarium.measure.registry import MEASURES
+
+    rows = [
+        {
+            "measure": name, "one value a": method.facts["scope"], "quantities": list(method.facts["quantities"]),
+            "summary": method.summary, "reference": method.reference,
+        }
+        for name, method in MEASURES.items()
+    ]
+    print_frame(pl.DataFrame(rows), as_json=json, rows=200)
+
+
+@app.command()
+def nets(json: Json = False) -> None:
+    """List the architectures with their axes."""
+    import inspect
+
+    import polars as pl
+
+    from zoarium.nets.registry import NETS, axes_of
+
+    rows = [
+        {
+            "net": name,
+            "axes": [k if v is inspect.Parameter.empty else f"{k}={v}" for k, v in axes_of(name).items()],
+            "summary": method.summary,
+            "reference": method.reference,
+        }
+        for name, method in NETS.items()
+    ]
+    print_frame(pl.DataFrame(rows), as_json=json, rows=200)
+
+
+@app.command()
+def data(json: Json = False) -> None:
+    """List the data sets."""
+    import polars as pl
+
+    from zoarium.data import DATA
+
+    rows = [{"data": name, "summary": m.summary, "reference": m.reference} for name, m in DATA.items()]
+    print_frame(pl.DataFrame(rows), as_json=json, rows=200)
+
+
+@study_app.command("list")
+def study_list(json: Json = False) -> None:
+    """List the studies with their claims."""
+    import polars as pl
+
+    from zoarium.studies import STUDIES
+
+    rows = [
+        {"study": name, "title": m.facts["title"], "claim": m.facts["claim"], "source": m.reference}
+        for name, m in STUDIES.items()
+    ]
+    print_frame(pl.DataFrame(rows), as_json=json, rows=200)
+
+
+@study_app.command("show")
+def study_show(number: Annotated[str, typer.Argument(metavar="NN", help="Number of a study.")], json: Json = False) -> None:
+    """Show a study's claim, data, thresholds and source."""
+    from zoarium.studies import STUDIES
+
+    method = STUDIES[number]
+    content = {"study": number, **method.facts, "source": method.reference, "about": (method.function.__doc__ or "").strip()}
+    if json:
+        print_json(content)
+    else:
+        for key, value in content.items():
+            out.print(f"[bold]{key}[/]: {_escape(str(value))}")
+
+
+@study_app.command("run")
+def study_run(
+    numbers: Annotated[Optional[list[str]], typer.Argument(metavar="NN...", help="Numbers of studies.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all of them.")] = False,
+    seeds: Annotated[Optional[str], typer.Option(help="Zoo seeds to judge on, such as 1,2,3.")] = None,
+    store: Annotated[Optional[Path], typer.Option(help="Keep tables and figures in this folder.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every claim is reproduced.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run studies on fresh seeds and print their verdicts.
+
+    Example: [bold]zoarium study run 01 --seeds 1,2,3[/]
+    """
+    from zoarium.studies import STUDIES, run_study
+
+    chosen = list(STUDIES) if every else list(numbers or [])
+    if not chosen:
+        raise ZoariumError(f"no study named; give numbers or --all. Known: {', '.join(STUDIES)}.")
+    for number in chosen:
+        STUDIES[number]  # an unknown one is said before any of them runs
+    results = []
+    for number in chosen:
+        with progress(f"study {number}", quiet=quiet or json) as bar:
+            result = run_study(number, seeds=_numbers(seeds), workers=workers, on_progress=bar)
+        if store is not None:
+            result.save(store)
+        if not json:
+            out.print(result.text(), markup=False)
+        results.append(result)
+    if json:
+        print_json([result.to_dict() for result in results])
+    if strict and not all(result.reproduced for result in results):
+        raise typer.Exit(1)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError as error:
+        raise ZoariumError(f"--seeds takes whole numbers such as 1,2,3, found {text!r}.") from error
+
+
+@study_app.command("page")
+def study_page(
+    results: Annotated[Path, typer.Option(help="Folder of stored results.")] = Path("studies/results"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Markdown file to write.")] = Path("docs/studies.md"),
+) -> None:
+    """Write the page of studies from stored results."""
+    from zoarium._core.files import write_text
+    from zoarium.studies import studies_page
+
+    write_text(output, studies_page(results))

@@ -1,0 +1,81 @@
+"""Printing: tables for people, JSON for machines, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print `content` as JSON; NaN and infinity, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_plain(content), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def print_frame(frame: pl.DataFrame, *, as_json: bool, title: str = "", rows: int = 40) -> None:
+    """Print a table; with `as_json` every row, else at most `rows` of them."""
+    if as_json:
+        print_json(frame.to_dicts())
+        return
+    table = Table(title=escape(title) or None, title_justify="left", header_style="bold")
+    for name, kind in frame.schema.items():
+        table.add_column(escape(name), justify="right" if kind.is_numeric() else "left", overflow="fold")
+    for row in frame.head(rows).iter_rows():
+        table.add_row(*(escape(show(value)) for value in row))
+    out.print(table)
+    if len(frame) > rows:
+        out.print(f"… {len(frame) - rows:,} more rows; --json prints all of them.")
+
+
+def show(value: Any) -> str:
+    """One cell of a table."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+@contextmanager
+def progress(label: str, *, quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
+    """A bar on standard error: call what is yielded with (done, total, note); silent when quiet or not a terminal."""
+    if quiet or not err.is_terminal:
+        yield lambda done, total, note: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(label, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=escape(note))

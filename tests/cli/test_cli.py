@@ -1,0 +1,160 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoarium as za
+from zoarium.cli.app import app, run
+
+SPEC = "net: mlp\nwidth: [2, 4]\nbatch_size: [50, 250]\nseed: {range: [0, 2]}\nepochs: 2\n"
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["zoarium", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_grow_measure_phases_report_from_a_spec(cli, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    zoo = tmp_path / "zoo"
+    code, out, _ = cli("grow", spec, "-o", zoo, "--json", "-w", 1)
+    assert code == 0
+    assert json.loads(out)["models"] == 8
+    names = ["performance", "hessian_trace", "cka", "mode_connectivity"]
+    code, out, _ = cli("measure", zoo, *names, "--set", "epochs=2", "--json", "-w", 1)
+    assert code == 0
+    assert {row["quantity"] for row in json.loads(out)} >= {"test_loss", "hessian_trace", "cka", "mode_connectivity"}
+    code, out, _ = cli("phases", zoo, "--json", "--set", "loss=0.5")
+    assert code == 0
+    assert len(json.loads(out)) == 4
+    code, out, _ = cli("phases", zoo)
+    assert code == 0
+    assert "width" in out
+    code, out, _ = cli("show", zoo)
+    assert code == 0
+    assert "8 models" in out
+    one = za.open(zoo).ids[0]
+    code, out, _ = cli("show", zoo, one, "--json")
+    assert json.loads(out)["id"] == one
+    code, out, _ = cli("report", zoo, "-o", tmp_path / "r.html", "--json")
+    assert code == 0
+    assert (tmp_path / "r.html").read_text().lower().startswith("<!doctype html>")
+    code, out, _ = cli("export", zoo, one, "-o", tmp_path / "one")
+    assert code == 0
+    assert (tmp_path / "one" / "model.safetensors").exists()
+    code, out, _ = cli("check", zoo)
+    assert code == 0
+    assert "intact" in out
+
+
+def test_check_exits_with_1_and_names_what_is_damaged(cli, small_zoo):
+    weights = next((small_zoo.path / "weights").iterdir())
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    code, out, _ = cli("check", small_zoo.path)
+    assert code == 1
+    assert "damaged" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nowhere"], "nowhere is not a zoo"),
+        (["grow", "none.yaml", "-o", "z"], "cannot read the grid none.yaml"),
+        (["measure", "{zoo}", "hesian_trace"], "unknown measure 'hesian_trace'. Did you mean 'hessian_trace'"),
+        (["measure", "{zoo}", "cka", "--set", "samples"], "--set takes KEY=VALUE"),
+        (["measure", "{zoo}", "cka", "--set", "sampels=3"], "unknown setting of cka 'sampels'"),
+        (["measure", "{zoo}", "cka", "--memory", "lots"], "memory must be an amount such as '2GB'"),
+        (["phases", "{zoo}"], "zoo.measure("),
+        (["phases", "{zoo}", "--set", "lss=3"], "unknown threshold"),
+        (["show", "{zoo}", "nobody"], "no model 'nobody'"),
+        (["study", "run", "99"], "unknown study '99'"),
+        (["study", "run"], "no study named"),
+        (["study", "run", "01", "--seeds", "a"], "--seeds takes whole numbers"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(cli, small_zoo, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in small_zoo.path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    code, out, err = cli(*(word.format(zoo=small_zoo.path) for word in words))
+    assert code == 2
+    assert message in re.sub(r"\s+", " ", err)
+    assert "Traceback" not in out + err
+    after = {p: p.stat().st_mtime_ns for p in small_zoo.path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert before == after
+
+
+def test_the_demo_does_not_overwrite_a_folder_that_is_no_zoo(cli, tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    code, _, err = cli("demo", "-o", tmp_path, "--overwrite")
+    assert code == 2
+    assert "is not a zoo, so it is not overwritten" in re.sub(r"\s+", " ", err)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("listing", ["measures", "nets", "data"])
+def test_listings_come_as_tables_and_as_json(cli, listing):
+    code, out, _ = cli(listing, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows
+    assert all(row["summary"] for row in rows)
+    assert cli(listing)[0] == 0
+
+
+def test_studies_are_listed_and_shown(cli):
+    code, out, _ = cli("study", "list", "--json")
+    assert code == 0
+    assert "01" in {row["study"] for row in json.loads(out)}
+    code, out, _ = cli("study", "show", "01")
+    assert code == 0
+    assert "claim" in out
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "-m", "zoarium", *words], capture_output=True, text=True, check=False)
+
+
+def test_help_and_version_do_not_load_torch():
+    code = "import sys; sys.argv = ['zoarium', '--help']; from zoarium.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was loaded'\nassert 'altair' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+    done = command("--version")
+    assert done.stdout.strip() == f"zoarium {za.__version__}"
+
+
+def test_the_package_itself_is_light_to_import():
+    code = "import sys, zoarium as za\nassert not {'torch', 'polars', 'numpy', 'altair', 'sklearn'} & set(sys.modules)\nassert set(za.__all__) <= set(dir(za))\nza.Grid, za.grow, za.open, za.measure, za.data, za.net, za.Zoo"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'grwo'"):
+        za.grwo
+
+
+def test_every_command_stands_in_the_reference():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+    for entry in app.registered_commands:
+        assert f"zoarium {entry.callback.__name__}" in page
