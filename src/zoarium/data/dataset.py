@@ -101,7 +101,8 @@ class Dataset:
         return replace(self, train=train)
 
     def __repr__(self) -> str:
+        outputs = "classes" if self.task == "classification" else "outputs" if self.n_outputs > 1 else "output"
         return (
             f"Dataset({self.name!r}, {len(self.train)} train + {len(self.test)} test, input {self.in_shape}, "
-            f"{self.n_outputs} {'classes' if self.task == 'classification' else 'outputs'})"
+            f"{self.n_outputs} {outputs})"
         )

@@ -43,5 +43,7 @@ class Layout:
 
     def flatten(self, params: Mapping[str, Tensor], batch_dims: int = 1) -> Tensor:
         """Join named tensors ``(..., *shape)`` into ``(..., p)``."""
-        return torch.cat([params[name].flatten(batch_dims) if shape else params[name].unsqueeze(-1)
-                          for name, shape in self.shapes], dim=-1)
+        return torch.cat(
+            [params[name].flatten(batch_dims) if shape else params[name].unsqueeze(-1) for name, shape in self.shapes],
+            dim=-1,
+        )

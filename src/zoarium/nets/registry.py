@@ -28,7 +28,9 @@ def factory_of(net: str | Factory) -> Factory:
 def axes_of(net: str | Factory) -> dict[str, Any]:
     """Parameters of a net that a grid can vary, with their defaults (`inspect.Parameter.empty` where required)."""
     parameters = inspect.signature(factory_of(net)).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in GIVEN and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {
+        p.name: p.default for p in parameters if p.name not in GIVEN and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
 
 
 def build(
@@ -49,4 +51,6 @@ def build(
             return factory(**given, **params)
         except (TypeError, ValueError) as error:
             name = net if isinstance(net, str) else getattr(net, "__name__", repr(net))
-            raise NetError(f"net {name!r} cannot be built with {dict(params)} on inputs {in_shape}: {error}.") from error
+            raise NetError(
+                f"net {name!r} cannot be built with {dict(params)} on inputs {in_shape}: {error}."
+            ) from error

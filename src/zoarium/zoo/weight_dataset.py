@@ -2,8 +2,8 @@
 
 Two forms. "flat" lays all parameters of a model in one row. "tokens" cuts them into equal pieces as sequence models
 want them: each unit's incoming weights and bias make a row, rows are cut into tokens of one size, and each token knows
-its place, its layer and its index in the layer. Schürholt, Mahoney & Borth, "Towards scalable and versatile weight space
-learning" (SANE), 2024 (arXiv 2406.09997), section 3.
+its place, its layer and its index in the layer. Schürholt, Mahoney & Borth, "Towards scalable and versatile weight
+space learning" (SANE), 2024 (arXiv 2406.09997).
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class WeightDataset(Dataset):
 
     def __repr__(self) -> str:
         shape = tuple(self[0]["weights"].shape)
-        return f"WeightDataset({len(self)} models in {len(np.unique(self.groups))} groups, {self.form} {shape}, {self.target_names})"
+        groups = len(np.unique(self.groups))
+        return f"WeightDataset({len(self)} models in {groups} groups, {self.form} {shape}, {self.target_names})"
 
 
 def target_table(zoo: Zoo, names: Sequence[str]) -> tuple[pl.DataFrame, dict[str, tuple[str, ...]]]:
@@ -211,7 +212,7 @@ def target_table(zoo: Zoo, names: Sequence[str]) -> tuple[pl.DataFrame, dict[str
 
 
 def groups_of(zoo: Zoo, ids: Sequence[str]) -> np.ndarray:
-    """A number a model, equal for models of one cell, and for a derived model and its parents; shape (N,)."""
+    """Number the groups of models (N,): equal within a cell, and for a derived model and its parents."""
     above: dict[str, str] = {}
 
     def root(name: str) -> str:

