@@ -46,6 +46,7 @@ def test_a_seed_fixes_the_interval_and_nan_rows_do_not_count():
 
 
 def test_one_row_has_a_value_but_no_interval_and_equal_rows_have_one_of_width_zero():
+    assert np.isnan(bootstrap_interval([]).value)
     alone = bootstrap_interval([2.0])
     assert alone.value == 2.0 and np.isnan([alone.low, alone.high]).all()
     equal = bootstrap_interval([2.0, 2.0, 2.0])

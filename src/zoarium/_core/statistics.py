@@ -305,7 +305,7 @@ def otsu(values: ArrayLike) -> tuple[Any, Any]:
 
 def _is_finite(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float)
-    return np.asarray(np.isfinite(array).reshape(len(array), -1).all(1))
+    return np.asarray(np.isfinite(array).reshape(len(array), math.prod(array.shape[1:])).all(1))
 
 
 def _finite_rows(values: ArrayLike) -> np.ndarray:

@@ -1,0 +1,140 @@
+"""What curvature measures share: samples, the models that can be measured on them, chunks that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from zoarium._core.errors import MeasureError, unknown_name
+from zoarium.data.dataset import Dataset, Task
+from zoarium.measure.output_loss import Curvature, check_targets
+from zoarium.measure.products import Products, products_of
+from zoarium.nets.stacked import ChainNet
+from zoarium.zoo.cohort import Cohort
+
+DENSE_LIMIT = 2_000  # parameters
+CHAIN_CHUNK = 2**20  # activations of a chunk of models that still sit in a processor's cache
+GRAPH_CHUNK = 2**23  # activations of a chunk whose graphs are kept, a few times this many numbers each
+
+
+@dataclass
+class CurvatureTask:
+    """The samples, the models that can be measured on them, and why the others cannot."""
+
+    cohort: Cohort
+    x: Tensor
+    y: Tensor
+    task: Task
+    curvature: Curvature
+    reasons: list[str]
+
+    def __init__(
+        self, cohort: Cohort, data: Dataset, samples: int | None, split: str, curvature: Curvature, seed: int
+    ) -> None:
+        check_name("split", split, ("train", "test"))
+        check_name("curvature", curvature, ("hessian", "ggn"))
+        if samples is not None and samples < 1:
+            raise MeasureError(f"samples must be at least 1, found {samples}; leave it out, or None for all.")
+        part = getattr(data, split).sample(samples, "hessian", seed)
+        if len(part) == 0:
+            raise MeasureError(f"the {split} split of {data.name!r} is empty; measure on the other split.")
+        dtype = next(iter(cohort.params.values())).dtype
+        self.cohort, self.task, self.curvature = cohort, data.task, curvature
+        self.x = part.x.to(dtype) if part.x.is_floating_point() else part.x
+        self.y = part.y if data.task == "classification" else part.y.to(dtype)
+        outputs = cohort.select([0])(self.x[:1]) if len(cohort) else self.x.new_zeros(1, 1, data.n_outputs)
+        if outputs.ndim != 3:
+            raise MeasureError(
+                f"Hessian measures need one row of outputs a sample, found outputs of shape {tuple(outputs.shape[1:])} "
+                "for one sample; measure a net that returns (batch, outputs)."
+            )
+        check_targets(outputs, self.y, self.task)
+        self._activations = _activations(cohort, self.x[:1]) if len(cohort) else 1
+        self._finite = self._finite_rows()
+        bad = "its weights or outputs are not finite: the model diverged"
+        self.reasons = ["" if ok else bad for ok in self._finite]
+
+    def _finite_rows(self) -> np.ndarray:
+        finite = torch.stack([v.flatten(1).isfinite().all(1) for v in self.cohort.params.values()]).all(0)
+        for start in range(0, len(self.cohort), size := self._models_at_a_time()):
+            rows = range(start, min(start + size, len(self.cohort)))
+            part = self.cohort.select(rows)
+            for i in range(0, len(self.x), batch := self._samples_at_a_time()):
+                finite[start : rows.stop] &= part(self.x[i : i + batch]).flatten(1).isfinite().all(1)
+        return finite.numpy()
+
+    def _models_at_a_time(self) -> int:
+        budget = CHAIN_CHUNK if isinstance(self.cohort.net, ChainNet) else GRAPH_CHUNK
+        return max(1, budget // (self._activations * len(self.x)))
+
+    def _samples_at_a_time(self) -> int:
+        return min(len(self.x), max(1, GRAPH_CHUNK // self._activations))
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, Cohort]]:
+        """Finite models, a few at a time, with their rows."""
+        rows = np.flatnonzero(self._finite)
+        size = self._models_at_a_time()
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield some, self.cohort.select(some.tolist())
+
+    def products(self, part: Cohort) -> Products:
+        """Curvature products of a chunk."""
+        batch = self._samples_at_a_time()
+        return products_of(part, self.x, self.y, self.task, curvature=self.curvature, batch=batch)
+
+    def dense(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Whole matrices of a few models at a time, with their rows."""
+        p = self.cohort.layout.size
+        if p > DENSE_LIMIT:
+            raise MeasureError(
+                f"a dense Hessian of {p:,} parameters would hold {p * p:,} numbers; the limit is {DENSE_LIMIT:,} "
+                "parameters. Use method='auto' for the trace or 'lanczos' for eigenvalues."
+            )
+        for rows, part in self.chunks():
+            products = self.products(part)
+            columns = []
+            for i in range(p):
+                unit = torch.zeros(products.n, p, dtype=products.dtype)
+                unit[:, i] = 1
+                columns.append(products.to_flat(products(products.from_flat(unit))))
+            matrix = torch.stack(columns, 2)
+            yield rows, (matrix + matrix.mT) / 2
+
+
+def check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    """Raise unless `name` is one of the `known`."""
+    if name not in known:
+        raise MeasureError(unknown_name(what, name, known))
+
+
+def check_products(most: int) -> None:
+    """Raise for a limit on products that allows no estimate."""
+    if most < 2:
+        raise MeasureError(
+            f"max_products of a Hessian measure must be at least 2, found {most}; the default is a few 100."
+        )
+
+
+def _activations(cohort: Cohort, x: Tensor) -> int:
+    """Numbers that one model's layers give for one sample."""
+    count = 0
+
+    def add(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0  # type: ignore[union-attr]
+
+    leaves = [m for m in cohort.module.modules() if not list(m.children())]
+    hooks = [leaf.register_forward_hook(add) for leaf in leaves]
+    try:
+        with torch.no_grad():
+            functional_call(cohort.module.eval(), cohort.state(0), (x,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(1, count)
