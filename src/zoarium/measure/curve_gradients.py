@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoarium.combine.averaging import BATCH_NORMS
+from zoarium.zoo.batchnorm import BATCH_NORMS
 from zoarium.data.dataset import Dataset
 from zoarium.measure.chains import SharedChain, with_ones
 from zoarium.nets import Layout, StackedNet, stack

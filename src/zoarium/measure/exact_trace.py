@@ -35,7 +35,7 @@ from zoarium.measure.output_loss import Curvature, OutputLoss
 from zoarium.nets.stacked import ChainNet, plain_leaves
 from zoarium.zoo.cohort import Cohort
 
-BLOCK = 2**22  # numbers held at a time: 32 MB in float64
+BLOCK = 2**18  # numbers held at a time: 2 MB in float64, what a core has near it
 
 PIECEWISE_LINEAR = (
     nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d,

@@ -89,7 +89,7 @@ def lanczos_extremes(products: Products, start: Tensor, *, tol: float = 1e-3, ma
         basis[:, j + 1] = w / rest.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(1)
         if j + 1 < look:
             continue
-        look = min(steps, look + max(2, look // 5))
+        look = min(steps, look + max(1, look // 8))
         done = _read(result, rows, alpha[rows, : j + 1], beta[rows, : j + 1], tol, torch.finfo(w.dtype).eps)
         rows = rows[~done]
         if len(rows) == 0:

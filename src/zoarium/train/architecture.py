@@ -15,7 +15,6 @@ from zoarium.nets import StackedNet, build, stack
 from zoarium.nets.check import check_net
 from zoarium.nets.registry import Factory
 from zoarium.nets.stacked import ChainNet
-from zoarium.train.autograd import stackable
 from zoarium.train.chain import Chain, chain
 from zoarium.zoo.config import ModelConfig
 
@@ -89,7 +88,7 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
         return Architecture(module, net, links, "chain", net.reason, False, float(net.layout.size), inputs)
     x = dataset.train.x[:2]
     x = x.to(next(iter(params.values())).dtype) if x.is_floating_point() else x
-    net = stackable(module, x)
+    net = stack(module.train(), example=x)
     route: Route = "loop" if net.kind == "loop" else "vmap"
     return Architecture(module, net, None, route, net.reason, _mixes(module), _work(module, x), inputs)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoarium.data.dataset import Split, Task
-from zoarium.nets import StackedNet, stack
+from zoarium.nets import StackedNet
 from zoarium.train.chain import score
-from zoarium.train.grouped import grouped
 
 
 class AutogradStack:
@@ -112,21 +111,3 @@ class AutogradStack:
                 here, right = score(out.transpose(1, 2).contiguous(), y[s : s + chunk], self.task)
                 loss, hit = loss + here, hit + right
         return loss / len(x), hit / len(x)
-
-
-def stackable(module: nn.Module, x: Tensor) -> StackedNet:
-    """Return the stacked form of a module; a loop over models, saying why, where the fast one fails on two samples."""
-    net = grouped(module) or stack(module)
-    if net.kind == "loop":
-        return net
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            module.train()
-            params = {k: p.detach().expand(2, *p.shape).clone().requires_grad_() for k, p in module.named_parameters()}
-            buffers = {k: b.detach().expand(2, *b.shape).clone() for k, b in module.named_buffers()}
-            out = net(params, x.expand(2, *x.shape), buffers, per_model=True)
-            torch.autograd.grad(out.sum(), list(params.values()), allow_unused=True)
-    except Exception as error:
-        first = str(error).strip().partition("\n")[0].partition(". ")[0]
-        return StackedNet(module, f"vmap cannot take it ({type(error).__name__}: {first})")
-    return net

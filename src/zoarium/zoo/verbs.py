@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoarium._core.errors import MeasureError, unknown_name
 
 if TYPE_CHECKING:
     import altair
     import polars as pl
 
+    from zoarium.measure.phase_map import PhaseMap
     from zoarium.measure.phases import Thresholds
     from zoarium.zoo.weight_dataset import WeightDataset
     from zoarium.zoo.zoo import Zoo
@@ -42,17 +45,36 @@ class Verbs:
 
         return zoo_phases(self, load=load, temperature=temperature, thresholds=thresholds, **options)
 
-    def effects(self: Zoo) -> pl.DataFrame:
-        """Stored effects of averaging, ensembling, pruning and fine-tuning: a row a cell and effect.
+    def phase_map(self: Zoo, **options: Any) -> PhaseMap:
+        """The phase diagram as text for the terminal; takes what :meth:`phases` takes.
 
-        Returns
-        -------
-        polars.DataFrame
-            Columns ``cell``, ``quantity``, ``value``, ``stderr``, ``samples``, ``reason``.
+        Examples
+        --------
+        >>> import zoarium as za
+        >>> zoo = za.grow("mlp", width=[2, 32], batch_size=[8, 250], seed=range(2), epochs=4)
+        >>> zoo = zoo.measure("performance", "hessian_trace", "mode_connectivity", "cka")
+        >>> print(str(zoo.phase_map()).splitlines()[0])
+        batch_size \\ width   2   32
         """
-        from zoarium.evaluate.effects import stored_effects
+        from zoarium.measure.phase_map import phase_map_text
 
-        return stored_effects(self)
+        return phase_map_text(self.phases(**options))
+
+    def effects(self: Zoo, by: Literal["cell", "phase"] = "cell") -> pl.DataFrame:
+        """Stored effects of averaging, ensembling, pruning and fine-tuning.
+
+        Parameters
+        ----------
+        by : {"cell", "phase"}, default "cell"
+            A row a cell and effect (``cell``, ``quantity``, ``value``, ``stderr``, ...), or the mean in each phase with
+            its interval beside the phase-agnostic mean; see :func:`zoarium.evaluate.effects_by_phase`.
+        """
+        from zoarium.evaluate import effects_by_phase, stored_effects
+
+        if by not in ("cell", "phase"):
+            raise MeasureError(unknown_name("grouping of effects", by, ("cell", "phase")))
+        stored = stored_effects(self)
+        return stored if by == "cell" else effects_by_phase(stored, self.phases())
 
     def report(self: Zoo, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML report; see :func:`zoarium.report.write_report`."""

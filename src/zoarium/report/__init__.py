@@ -1,0 +1,9 @@
+"""Show a zoo: one HTML page that works offline, the same charts as SVG and PNG, and findings in words."""
+
+from __future__ import annotations
+
+from zoarium.report.findings import Finding, findings
+from zoarium.report.tables import ReportData, collect
+from zoarium.report.write import chart, save_charts, warm_up, write_report
+
+__all__ = ["Finding", "ReportData", "chart", "collect", "findings", "save_charts", "warm_up", "write_report"]
