@@ -18,6 +18,7 @@ from zoarium._core.digest import settings_hash
 from zoarium._core.errors import ZoariumError
 from zoarium.zoo.cohort import Cohort
 
+
 class CombineError(ZoariumError):
     """Models that cannot be combined as asked."""
 
@@ -36,7 +37,8 @@ def average(cohort: Cohort, weights: Sequence[float] | Tensor | None = None) -> 
     -------
     dict of str to Tensor
         Parameters and buffers. Counters (integer buffers) are those of the first model. Batch-norm statistics are
-        averaged too, which is rarely what they would be for the averaged weights: see :func:`zoarium.zoo.batchnorm.reestimate_batchnorm`.
+        averaged too, which is rarely what they would be for the averaged weights: see
+        :func:`zoarium.zoo.batchnorm.reestimate_batchnorm`.
 
     Raises
     ------
