@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -114,15 +116,20 @@ PLAIN = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-AXES = st.sampled_from(["net", "width", "depth", "activation", "data", "seed", "lr", "batch_size", "load", "epochs", "x"])
+AXES = st.sampled_from(
+    ["net", "width", "depth", "activation", "data", "seed", "lr", "batch_size", "load", "epochs", "x"]
+)
 
 
 @given(st.dictionaries(AXES, PLAIN, max_size=5))
 def test_any_mapping_is_a_grid_or_one_sentence(content):
+    sentence = None
     try:
         grid = Grid.from_dict(content)
     except ZoariumError as error:
-        assert "\n" not in str(error)
+        sentence = str(error)
+    if sentence is not None:
+        assert "\n" not in sentence
         return
     assert Grid.from_yaml(grid.to_yaml()) == grid
     if len(grid) < 100:
@@ -131,7 +138,5 @@ def test_any_mapping_is_a_grid_or_one_sentence(content):
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_grid_or_one_sentence(text):
-    try:
+    with contextlib.suppress(ZoariumError):
         Grid.from_yaml("net: mlp\n" + text)
-    except ZoariumError:
-        pass

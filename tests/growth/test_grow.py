@@ -115,7 +115,7 @@ def test_a_net_that_does_not_fit_the_labels_is_refused_before_anything_is_writte
     def three(in_shape, n_outputs):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
-    with pytest.raises(ZoariumError, match="3.*10|10.*3"):
+    with pytest.raises(ZoariumError, match=r"3.*10|10.*3"):
         za.grow(three, tmp_path / "z")
     assert not (tmp_path / "z").exists()
 
@@ -193,7 +193,9 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path):
 
 
 def test_an_interrupt_saves_and_resumes(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT.replace("epochs=12", "epochs=400"), str(tmp_path / "z"), "2"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.replace("epochs=12", "epochs=400"), str(tmp_path / "z"), "2"]
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "z" / "growing").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -59,6 +59,7 @@ def test_eigenvalues_are_those_of_the_dense_matrix(make, task, curvature):
         assert (top.stderr <= 1e-5 * top.value).all()
         smallest = got["hessian_smallest_eigenvalue"]
         assert (smallest.value >= eigenvalues[:, 0] - 1e-9).all()
+        assert (smallest.value - smallest.stderr <= eigenvalues[:, 0] + 1e-9).all()
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "dense"])
@@ -276,6 +277,8 @@ def test_data_that_do_not_fit_the_nets_are_refused():
         hessian_trace(narrow, data_of())
     with pytest.raises(MeasureError, match=r"targets have 4 numbers but the nets have 2 outputs"):
         hessian_top_eigenvalue(narrow, data_of("regression"))
+    with pytest.raises(MeasureError, match=r"cannot take inputs of shape \(6,\)"):
+        hessian_trace(cohort_of(lambda: nn.Sequential(nn.Linear(5, 4))), data_of())
     maps = cohort_of(lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 1)))
     with pytest.raises(MeasureError, match=r"one row of outputs a sample.*\(1, 2, 2, 3\)"):
         hessian_trace(maps, data_of())

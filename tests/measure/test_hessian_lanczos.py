@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoarium.measure.lanczos import FIRST_CHECK, lanczos_extremes
+from zoarium.measure.lanczos import lanczos_extremes
 
 DOUBLE = torch.float64
 
@@ -22,6 +22,19 @@ class Matrices:
 
     def select(self, rows):
         return Matrices(self.a[rows])
+
+
+class Copies:
+    """Products with n copies of one matrix (p, p)."""
+
+    def __init__(self, a, n):
+        self.a, self.n, self.size, self.dtype = a, n, len(a), a.dtype
+
+    def __call__(self, v):
+        return v @ self.a
+
+    def select(self, rows):
+        return Copies(self.a, len(rows))
 
 
 def with_spectra(spectra, seed=0, dtype=DOUBLE):
@@ -46,24 +59,38 @@ def test_both_ends_of_an_indefinite_spectrum_are_found(dtype):
     assert got.converged.all()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**20), st.integers(1, 60), st.floats(1e-8, 1e8))
-def test_an_eigenvalue_lies_within_the_bound_and_ritz_values_inside_the_spectrum(seed, p, scale):
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**20), st.integers(1, 60), st.floats(1e-8, 1e8), st.floats(1e-6, 0.3))
+def test_both_ends_lie_between_the_ritz_value_and_its_bound(seed, p, scale, tol):
     spectrum = scale * np.random.default_rng(seed).standard_normal(p) ** 3
     a = with_spectra([spectrum], seed)
-    got = lanczos_extremes(Matrices(a), start_of(a, seed), tol=1e-2)
+    got = lanczos_extremes(Matrices(a), start_of(a, seed), tol=tol)
     rounding = 1e-12 * np.abs(spectrum).max()
-    assert np.abs(spectrum - got.top[0]).min() <= got.top_bound[0] + rounding
-    assert np.abs(spectrum - got.bottom[0]).min() <= got.bottom_bound[0] + rounding
-    assert spectrum.min() - rounding <= got.bottom[0] <= got.top[0] <= spectrum.max() + rounding
+    assert got.top[0] - rounding <= spectrum.max() <= got.top[0] + got.top_bound[0] + rounding
+    assert got.bottom[0] - got.bottom_bound[0] - rounding <= spectrum.min() <= got.bottom[0] + rounding
+    assert got.converged[0]
 
 
-def test_the_top_eigenvalue_is_right_to_about_the_square_of_the_tolerance():
-    spectra = [np.r_[1.0, 0.6, 0.5, np.logspace(-6, -1, 297)]] * 50
-    a = with_spectra(spectra[:1]).expand(50, -1, -1)
-    got = lanczos_extremes(Matrices(a), start_of(a), tol=1e-3)
-    assert np.abs(got.top - 1).max() < 1e-5
-    assert got.products.max() <= 22
+def test_a_top_that_the_start_all_but_misses_is_not_overlooked():
+    """Of 2,000 starts, those nearest to orthogonal to the top run longer, and one in 1,000 may break its bound.
+
+    A residual of 3 % is reached after a few steps, at the second eigenvalue, where the start hides the first.
+    """
+    spectrum = np.r_[1.3, 1.0, 0.2 * np.linspace(-1, 1, 298)]
+    a = with_spectra([spectrum])
+    got = lanczos_extremes(Copies(a[0], 2000), start_of(a.expand(2000, -1, -1)), tol=0.03)
+    assert np.mean(1.3 - got.top > got.top_bound) <= 0.002
+    assert np.abs(got.top - 1.3).max() < 0.03
+    assert got.products.max() > got.products.min()
+
+
+def test_typical_errors_are_far_below_the_bounds():
+    spectrum = np.r_[1.0, 0.6, 0.5, np.logspace(-6, -1, 297)]
+    a = with_spectra([spectrum])
+    got = lanczos_extremes(Copies(a[0], 200), start_of(a.expand(200, -1, -1)))
+    assert (got.top_bound <= 0.03 * got.top).all()
+    assert np.median(1 - got.top) < 0.01 * np.median(got.top_bound)
+    assert got.products.max() <= 16
 
 
 def test_the_larger_magnitude_must_converge_even_when_it_is_the_negative_end():
@@ -76,7 +103,7 @@ def test_the_larger_magnitude_must_converge_even_when_it_is_the_negative_end():
 def test_an_eigenvalue_of_many_copies_ends_the_iteration_early_and_exactly():
     a = with_spectra([np.r_[np.full(40, 5.0), np.full(60, 1.0)]])
     got = lanczos_extremes(Matrices(a), start_of(a), tol=1e-6)
-    assert got.products[0] == FIRST_CHECK
+    assert got.products[0] <= 5
     assert (got.top[0], got.bottom[0]) == (pytest.approx(5), pytest.approx(1))
 
 

@@ -93,12 +93,15 @@ def write_zoo(path, axes: dict[str, tuple], phase_of, *, seeds: int = 3, epochs:
                 frame = per_model.with_columns(pl.col("value") * scale, quantity=pl.lit(name))
                 t.replace(f"measures/{name}", long(frame))
             for name in ("mode_connectivity", "cka") if pairs else ():
-                frame = pair.select("a", "b", "epoch", pl.lit(name).alias("quantity"), pl.col(name).alias("value"), stderr=0.01)
+                frame = pair.select(
+                    "a", "b", "epoch", pl.lit(name).alias("quantity"), pl.col(name).alias("value"), stderr=0.01
+                )
                 t.replace(f"pairs/{name}", long(frame))
             t.replace("cells/effects", long(cell))
             t.update_header(measure_settings={"abc": {"measure": "hessian_trace", "samples": 1000}})
     phases = pl.DataFrame(
-        {"cell": keys, "phase": [p for p, _ in labels], "point_phase": ["I" if p == "ambiguous" else p for p, _ in labels],
+        {"cell": keys, "phase": [p for p, _ in labels],
+         "point_phase": ["I" if p == "ambiguous" else p for p, _ in labels],
          "confidence": [c for _, c in labels]}
     )  # fmt: skip
     return zoo, phases
@@ -134,9 +137,9 @@ def card_data(card) -> ReportData:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-port=0",
-    "--remote-allow-origins=*", "--disable-dev-shm-usage",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--remote-debugging-port=0", "--remote-allow-origins=*", "--disable-dev-shm-usage",
 )  # fmt: skip
 
 
@@ -177,7 +180,9 @@ class Tab:
 
     def open(self, path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a report and wait until it is drawn."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=scheme)
         self.send("Page.navigate", url="about:blank")

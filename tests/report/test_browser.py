@@ -25,6 +25,12 @@ def click_cell(browser, x: str, y: str, chart: int = 0) -> None:
     browser.click(*browser.run(place))
 
 
+def put(browser, name: str, value: str, event: str = "change") -> None:
+    """Fill in a field as a person would."""
+    field = f"document.getElementById('{name}')"
+    browser.run(f"{{ {field}.value = '{value}'; {field}.dispatchEvent(new Event('{event}')) }}")
+
+
 def test_the_report_opens_without_an_error_or_a_request(browser, report):
     browser.open(report)
     assert browser.problems == [] and browser.requests == []
@@ -39,7 +45,7 @@ def test_a_click_on_a_cell_selects_exactly_its_models(browser, report, card):
     (ids,) = zoo.cells().filter((pl.col("width") == 32) & (pl.col("batch_size") == 64))["ids"].to_list()
     assert [row[0] for row in browser.run(ROWS)] == ids
     assert "width 32, batch size 64" in browser.run("document.getElementById('panel').textContent")
-    framed = "[...document.querySelectorAll('.chart.cells svg path')].filter(p => p.getAttribute('stroke-opacity') === '1').length"
+    framed = "document.querySelectorAll('.chart.cells svg path[stroke-opacity=\"1\"]').length"
     maps = browser.run("document.querySelectorAll('.chart.cells svg').length") - 1  # all but the scatter plot
     browser.wait(f"{framed} === {2 * maps}")  # two tones of frame in each
     assert browser.problems == []
@@ -56,7 +62,7 @@ def test_a_second_click_clears_the_selection(browser, report):
 
 def test_a_selection_shows_the_curves_of_its_seeds(browser, report):
     browser.open(report)
-    lines = """[...document.querySelectorAll('#curves .chart')][0].querySelectorAll('svg path[stroke-width="2.25"]').length"""
+    lines = """document.querySelector('#curves .chart').querySelectorAll('path[stroke-width="2.25"]').length"""
     assert browser.run(lines) == 6  # a mean a phase
     click_cell(browser, "128", "8")
     browser.wait(f"{lines} === 3")
@@ -85,7 +91,7 @@ def test_the_table_sorts_both_ways_with_missing_values_last(browser, report, car
 
 def test_the_filter_finds_models_by_their_settings(browser, report):
     browser.open(report)
-    browser.run("{ const f = document.getElementById('find'); f.value = 'width=2 diverged'; f.dispatchEvent(new Event('input')) }")
+    put(browser, "find", "width=2 diverged", "input")
     rows = browser.run(ROWS)
     assert rows and all(row[4] == "diverged" for row in rows)
 
@@ -133,19 +139,22 @@ def test_headings_landmarks_and_names_are_there_for_screen_readers(browser, repo
     assert browser.run("['header', 'main', 'nav', 'aside', 'footer'].every(t => document.querySelector(t))")
     assert browser.run("[...document.querySelectorAll('.chart')].every(c => c.getAttribute('aria-label'))")
     assert browser.run("[...document.querySelectorAll('input, select')].every(c => c.labels.length)")
-    assert browser.run("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === document.querySelectorAll('[id]').length")
+    ids = browser.run("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
 
 
 def test_any_measure_can_be_plotted_against_any_other(browser, report):
     browser.open(report)
-    browser.run("{ const s = document.getElementById('explore-x'); s.value = 'train_loss'; s.dispatchEvent(new Event('change')) }")
+    put(browser, "explore-x", "train_loss")
     browser.wait("[...document.querySelectorAll('#explore svg text')].some(t => t.textContent === 'Train loss')")
     assert "ρ" in browser.run("document.getElementById('explore-rho').textContent")
     assert browser.problems == []
 
 
 def test_evil_names_do_not_run(browser, make_zoo, tmp_path):
-    zoo, phases = make_zoo(tmp_path / "zoo", {"width": (2, 4), "batch_size": (8, 16)}, lambda p: "I", rename=lambda i: i + EVIL)
+    zoo, phases = make_zoo(
+        tmp_path / "zoo", {"width": (2, 4), "batch_size": (8, 16)}, lambda p: "I", rename=lambda i: i + EVIL
+    )
     data = collect(zoo, phases=phases.with_columns(phase=pl.lit(EVIL)), title="a title")
     browser.open(write_report(data, tmp_path / "evil.html"))
     click_cell(browser, "2", "8")
@@ -160,9 +169,10 @@ def test_slices_of_a_third_axis_are_chosen_from_a_list(browser, make_zoo, tmp_pa
     axes = {"width": (2, 4), "batch_size": (8, 16), "label_noise": (0.0, 0.1)}
     zoo, phases = make_zoo(tmp_path / "zoo", axes, lambda p: "I" if p["label_noise"] else "IV-B")
     browser.open(write_report(collect(zoo, phases=phases), tmp_path / "r.html"))
-    letters = "[...document.querySelectorAll('#chart-0 svg text')].map(t => t.textContent).filter(t => t.startsWith('I')).join()"
+    texts = "[...document.querySelectorAll('#chart-0 svg text')].map(t => t.textContent)"
+    letters = texts + ".filter(t => t.startsWith('I')).join()"
     browser.wait(f"{letters} === 'IV-B,IV-B,IV-B,IV-B'")
-    browser.run("{ const s = document.getElementById('slice'); s.value = '1'; s.dispatchEvent(new Event('change')) }")
+    put(browser, "slice", "1")
     browser.wait(f"{letters} === 'I,I,I,I'")
     assert browser.problems == []
 

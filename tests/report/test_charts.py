@@ -8,8 +8,9 @@ import pytest
 
 from zoarium._core.errors import ZoariumError
 from zoarium.report import chart, collect, save_charts
-from zoarium.report.charts import cell_rows, chart_names, colour_scale, standalone
 from zoarium.report.charts import chart as spec_of
+from zoarium.report.charts import chart_names, standalone
+from zoarium.report.maps import cell_rows, colour_scale
 from zoarium.report.style import INK, PHASES, phase_style
 
 

@@ -20,7 +20,9 @@ def test_findings_follow_the_numbers_not_the_story(card):
     """With the signs of an effect turned round, the best and the worst phase change places."""
     zoo, phases = card
     data = collect(zoo, phases=phases)
-    turned = data.effects.with_columns(-pl.col("mean"), low=-pl.col("high"), high=-pl.col("low"), baseline=-pl.col("baseline"))
+    turned = data.effects.with_columns(
+        -pl.col("mean"), low=-pl.col("high"), high=-pl.col("low"), baseline=-pl.col("baseline")
+    )
     object.__setattr__(data, "effects", turned)
     first = findings(data)[0]
     assert first.text.index("phase I (") < first.text.index("phase IV-B") and "gains" in first.text

@@ -23,7 +23,11 @@ def data_of(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
 
 
-@given(st.recursive(st.text() | st.integers() | st.none() | st.booleans(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none() | st.booleans(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
 def test_embedded_json_holds_any_value_and_cannot_end_its_element(value):
     written = embedded(value)
     assert not set(written) & set("<>&") and written.isascii()
@@ -68,7 +72,9 @@ def test_the_page_may_run_its_own_scripts_only_and_load_nothing(report):
 
 
 def test_evil_names_are_text_everywhere(make_zoo, tmp_path):
-    zoo, phases = make_zoo(tmp_path / "zoo", {"width": (2, 4), "batch_size": (8, 16)}, lambda p: "I", rename=lambda i: i + EVIL)
+    zoo, phases = make_zoo(
+        tmp_path / "zoo", {"width": (2, 4), "batch_size": (8, 16)}, lambda p: "I", rename=lambda i: i + EVIL
+    )
     phases = phases.with_columns(phase=pl.lit(EVIL))
     page = write_report(collect(zoo, phases=phases, title=EVIL), tmp_path / "r.html").read_text()
     assert page.count("<script") == 3
@@ -82,7 +88,9 @@ def test_a_report_without_phases_says_why(make_zoo, tmp_path):
     assert "Cells have no phase labels" in page and 'id="phases"' not in page
 
 
-@pytest.mark.parametrize("axes", [{}, {"width": (8,)}, {"width": (2, 4, 8)}, {"width": (2, 4), "lr_": (0.1,), "label_noise": (0.0, 0.1)}])
+@pytest.mark.parametrize(
+    "axes", [{}, {"width": (8,)}, {"width": (2, 4, 8)}, {"width": (2, 4), "lr_": (0.1,), "label_noise": (0.0, 0.1)}]
+)
 def test_any_shape_of_grid_makes_a_report(make_zoo, tmp_path, axes):
     zoo, phases = make_zoo(tmp_path / "zoo", axes, lambda p: "IV-B", seeds=2)
     page = write_report(collect(zoo, phases=phases), tmp_path / "r.html").read_text()
@@ -99,14 +107,14 @@ def test_twelve_thousand_models_fit_in_five_megabytes(make_zoo, tmp_path):
 
 def test_a_report_that_cannot_be_written_says_where(card_data, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ZoariumError, match="cannot write .*file"):
+    with pytest.raises(ZoariumError, match=r"cannot write .*file"):
         write_report(card_data, tmp_path / "file" / "report.html")
 
 
 def test_a_damaged_bundle_in_the_cache_is_made_again(tmp_path, monkeypatch):
     made = []
     monkeypatch.setenv("ZOARIUM_CACHE", str(tmp_path))
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: made.append(1) or "let x;\r\n")
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda snippet: made.append(1) or "let x;\r\n")
     fresh = bundle_module.bundle.__wrapped__
     assert fresh() == "let x;\n" and fresh() == "let x;\n" and len(made) == 1
     (stored,) = tmp_path.iterdir()
@@ -117,5 +125,5 @@ def test_a_damaged_bundle_in_the_cache_is_made_again(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ZOARIUM_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: "let x;")
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda snippet: "let x;")
     assert bundle_module.bundle.__wrapped__() == "let x;"

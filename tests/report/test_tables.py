@@ -12,7 +12,7 @@ from zoarium.report import collect
 from zoarium.report.axes import choose_axes
 from zoarium.report.curves import MOST_NUMBERS, MOST_POINTS, thin
 from zoarium.report.quantities import number, quantity
-from zoarium.report.tables import jackknife
+from zoarium.report.values import jackknife
 
 
 def test_a_cells_value_is_the_mean_over_its_models_with_the_error_over_seeds(card, card_data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -26,10 +26,10 @@ app.add_typer(study_app, name="study")
 ZooPath = Annotated[Path, typer.Argument(metavar="ZOO", help="Folder of a zoo.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-Workers = Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="Worker processes; default one a core.")]
+Workers = Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes; default one a core.")]
 Memory = Annotated[str, typer.Option("--memory", help="Budget of each worker, such as 2GB.")]
 Settings = Annotated[
-    Optional[list[str]], typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting; may be given again.")
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting; may be given again.")
 ]
 
 
@@ -101,11 +101,13 @@ def demo(
     if json:
         print_json(result.to_dict())
         return
+    from rich.padding import Padding
+
     from zoarium.measure.phases import phase_map_text
 
     out.print(phase_map_text(result.phases))
     for number, finding in enumerate(result.findings, 1):
-        out.print(f"  {number}. {_escape(str(finding))}")
+        out.print(Padding(f"{number}. {_escape(str(finding))}", (0, 0, 0, 2)))
     timing = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     out.print(f"\n{len(result.zoo)} models: {timing}")
     out.print(f"report: {_escape(str(result.report))}", soft_wrap=True)
@@ -136,8 +138,12 @@ def grow(
 
     with progress("grow", quiet=quiet or json) as bar:
         zoo = za.grow(
-            za.Grid.from_yaml(spec), output, workers=workers, memory=memory,
-            checkpoints=_checkpoints(checkpoints), on_progress=bar,
+            za.Grid.from_yaml(spec),
+            output,
+            workers=workers,
+            memory=memory,
+            checkpoints=_checkpoints(checkpoints),
+            on_progress=bar,
         )
     _print_zoo(zoo, json)
 
@@ -180,8 +186,12 @@ def measure(
     methods = {quantity_of(name).name: quantity_of(name) for name in names}
     with progress("measure", quiet=quiet or json) as bar:
         opened.measure(
-            *names, pairs=pairs, workers=workers, memory=memory,
-            on_progress=lambda name, done, total: bar(done, total, name), **_settings(setting),
+            *names,
+            pairs=pairs,
+            workers=workers,
+            memory=memory,
+            on_progress=lambda name, done, total: bar(done, total, name),
+            **_settings(setting),
         )
     quantities = [q for method in methods.values() for q in method.facts["quantities"]]
     rows = []
@@ -190,9 +200,14 @@ def measure(
         finite = values.filter(pl.col("value").is_finite())
         rows.append(
             {
-                "quantity": quantity, "values": len(values), "missing": len(values) - len(finite),
-                "mean": finite["value"].mean(), "min": finite["value"].min(), "max": finite["value"].max(),
-                "mean stderr": finite["stderr"].mean(), "seconds": values["seconds"].sum(),
+                "quantity": quantity,
+                "values": len(values),
+                "missing": len(values) - len(finite),
+                "mean": finite["value"].mean(),
+                "min": finite["value"].min(),
+                "max": finite["value"].max(),
+                "mean stderr": finite["stderr"].mean(),
+                "seconds": values["seconds"].sum(),
             }
         )
     print_frame(pl.DataFrame(rows), as_json=json, title=str(zoo))
@@ -201,8 +216,8 @@ def measure(
 @app.command()
 def phases(
     zoo: ZooPath,
-    load: Annotated[Optional[str], typer.Option(help="Axis of load.")] = None,
-    temperature: Annotated[Optional[str], typer.Option(help="Axis of temperature.")] = None,
+    load: Annotated[str | None, typer.Option(help="Axis of load.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="Axis of temperature.")] = None,
     setting: Settings = None,
     json: Json = False,
 ) -> None:
@@ -220,9 +235,11 @@ def phases(
         known = ", ".join(Thresholds.__dataclass_fields__)
         raise ZoariumError(f"unknown threshold in {sorted(chosen)}. Known: {known}.") from error
     table = za.open(zoo).phases(load=load, temperature=temperature, thresholds=thresholds)
-    if not json:
-        out.print(phase_map_text(table))
-    print_frame(table, as_json=json)
+    if json:
+        print_frame(table, as_json=True)
+        return
+    out.print(phase_map_text(table))
+    print_frame(table.drop("cell", "load_axis", "temperature_axis", "caveat", strict=False), as_json=False, rows=200)
 
 
 @app.command()
@@ -243,7 +260,7 @@ def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: J
 @app.command()
 def show(
     zoo: ZooPath,
-    model: Annotated[Optional[str], typer.Argument(help="One model's id.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help="One model's id.", show_default=False)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     json: Json = False,
 ) -> None:
@@ -265,7 +282,8 @@ def show(
     else:
         print_frame(
             pl.DataFrame({"field": list(content), "value": [str(v) for v in content.values()]}),
-            as_json=False, rows=1000,
+            as_json=False,
+            rows=1000,
         )
 
 
@@ -273,7 +291,7 @@ def show(
 def report(
     zoo: ZooPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
-    charts: Annotated[Optional[Path], typer.Option(help="Also write every chart as SVG and PNG to this folder.")] = None,
+    charts: Annotated[Path | None, typer.Option(help="Also write every chart as SVG and PNG to this folder.")] = None,
     json: Json = False,
 ) -> None:
     """Write one self-contained HTML report that works offline."""
@@ -349,8 +367,11 @@ def measures(json: Json = False) -> None:
 
     rows = [
         {
-            "measure": name, "one value a": method.facts["scope"], "quantities": list(method.facts["quantities"]),
-            "summary": method.summary, "reference": method.reference,
+            "measure": name,
+            "one value a": method.facts["scope"],
+            "quantities": list(method.facts["quantities"]),
+            "summary": method.summary,
+            "reference": method.reference,
         }
         for name, method in MEASURES.items()
     ]
@@ -404,12 +425,19 @@ def study_list(json: Json = False) -> None:
 
 
 @study_app.command("show")
-def study_show(number: Annotated[str, typer.Argument(metavar="NN", help="Number of a study.")], json: Json = False) -> None:
+def study_show(
+    number: Annotated[str, typer.Argument(metavar="NN", help="Number of a study.")], json: Json = False
+) -> None:
     """Show a study's claim, data, thresholds and source."""
     from zoarium.studies import STUDIES
 
     method = STUDIES[number]
-    content = {"study": number, **method.facts, "source": method.reference, "about": (method.function.__doc__ or "").strip()}
+    content = {
+        "study": number,
+        **method.facts,
+        "source": method.reference,
+        "about": (method.function.__doc__ or "").strip(),
+    }
     if json:
         print_json(content)
     else:
@@ -419,10 +447,10 @@ def study_show(number: Annotated[str, typer.Argument(metavar="NN", help="Number 
 
 @study_app.command("run")
 def study_run(
-    numbers: Annotated[Optional[list[str]], typer.Argument(metavar="NN...", help="Numbers of studies.")] = None,
+    numbers: Annotated[list[str] | None, typer.Argument(metavar="NN...", help="Numbers of studies.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Run all of them.")] = False,
-    seeds: Annotated[Optional[str], typer.Option(help="Zoo seeds to judge on, such as 1,2,3.")] = None,
-    store: Annotated[Optional[Path], typer.Option(help="Keep tables and figures in this folder.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Zoo seeds to judge on, such as 1,2,3.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Keep tables and figures in this folder.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every claim is reproduced.")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -470,4 +498,4 @@ def study_page(
     from zoarium._core.files import write_text
     from zoarium.studies import studies_page
 
-    write_text(output, studies_page(results))
+    write_text(output, studies_page(results, assets=output.parent / "pictures"))

@@ -82,7 +82,9 @@ class Grid:
                 raise GridError(unknown_name(f"axis of net {self.net!r}", name, known))
         missing = [k for k, default in self._net_axes.items() if default is inspect.Parameter.empty and k not in axes]
         if missing:
-            raise GridError(f"net {self.net!r} needs a value for {', '.join(missing)}; pass {missing[0]}=... to the grid.")
+            raise GridError(
+                f"net {self.net!r} needs a value for {', '.join(missing)}; pass {missing[0]}=... to the grid."
+            )
         self.axes: dict[str, list[Any]] = {name: _values(name, value) for name, value in axes.items()}
         self.axes["data"] = names
         self.axes["seed"] = _values("seed", seed)
@@ -186,7 +188,9 @@ class Grid:
         try:
             text = path.read_text(encoding="utf-8") if path else str(source)
         except (OSError, UnicodeDecodeError) as error:
-            raise GridError(f"cannot read the grid {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}.") from error
+            raise GridError(
+                f"cannot read the grid {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}."
+            ) from error
         try:
             content = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -229,16 +233,12 @@ def _values(name: str, value: Any) -> list[Any]:
     """The values of an axis: a list as given, a single value as a list of one."""
     if isinstance(value, range) and len(value) > MOST_MODELS:
         raise GridError(f"axis {name!r} has {len(value):,} values, more than {MOST_MODELS:,} models; grow it in parts.")
-    many = isinstance(value, list | range | set | frozenset) or hasattr(value, "tolist")
-    if isinstance(value, tuple):  # a tuple is an axis, except where a single value is one itself
-        many = name != "step_milestones" or any(isinstance(item, list | tuple) for item in value)
-    elif name == "step_milestones" and isinstance(value, list):
-        many = any(isinstance(item, list | tuple) for item in value)
-    if isinstance(value, Iterator):
-        value, many = list(value), True
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-        value, many = (value, True) if isinstance(value, list) else ([value], True)
+    value = getattr(value, "tolist", lambda: value)()  # arrays and tensors
+    if isinstance(value, Iterator | range | set | frozenset):
+        value = list(value)
+    many = isinstance(value, list | tuple)
+    if name == "step_milestones":  # a single value is a sequence itself
+        many = many and any(isinstance(item, list | tuple) for item in value)
     if not many:
         return [tuple(value) if isinstance(value, list) else value]
     values = [tuple(item) if isinstance(item, list) else item for item in value]
@@ -257,7 +257,9 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         bounds = value.get("range")
         if set(value) != {"range"} or not isinstance(bounds, list) or not all(type(b) is int for b in bounds):
-            raise GridError(f"axis {name!r}: found {dict(value)!r}; write a value, a list, or {{range: [start, stop]}}.")
+            raise GridError(
+                f"axis {name!r}: found {dict(value)!r}; write a value, a list, or {{range: [start, stop]}}."
+            )
         try:
             return range(*bounds)
         except (TypeError, ValueError) as error:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from zoarium.data import Dataset
     from zoarium.train import Program
-    from zoarium.zoo import Zoo
-    from zoarium.zoo import WeightsFile
+    from zoarium.zoo import WeightsFile, Zoo
 
 Progress = Callable[[float, float, str], None]
 
@@ -108,6 +107,8 @@ def grow(
     sizes = _check_nets(grid, configs, data)
     _programs(grid, configs, data, memory)  # what cannot be planned is said before anything is written
     zoo = _open_or_create(out, grid, base)
+    if grid.factory is not None:
+        zoo.attach_net(grid.net, grid.factory)
     with zoo.growing():
         finished = _register(zoo, grid, configs, base, data, sizes)
         batches: dict[str, list[ModelConfig]] = {}
@@ -153,8 +154,13 @@ class Job:
         def keep(part: int, checkpoint: Any) -> None:
             name = f"{first.net}-{program.key}-{part}"
             files[f"{part}@{checkpoint.epoch}"] = write_weights(
-                self.folder, name, checkpoint.epoch, checkpoint.step, [ids[row] for row in checkpoint.rows],
-                checkpoint.params, checkpoint.buffers,
+                self.folder,
+                name,
+                checkpoint.epoch,
+                checkpoint.step,
+                [ids[row] for row in checkpoint.rows],
+                checkpoint.params,
+                checkpoint.buffers,
             )
 
         result = train_program(
@@ -257,7 +263,13 @@ def _open_or_create(out: str | Path | None, grid: Grid, base: Mapping[str, Datas
                     f"{known['fingerprint']}); choose another folder, or give the data another name."
                 )
         return zoo
-    return Zoo.create(out, grid=grid.to_dict(), axes=[a for a in grid.varied if a != "seed"], load=grid.load, temperature=grid.temperature)
+    return Zoo.create(
+        out,
+        grid=grid.to_dict(),
+        axes=[a for a in grid.varied if a != "seed"],
+        load=grid.load,
+        temperature=grid.temperature,
+    )
 
 
 def _register(
@@ -288,7 +300,12 @@ def _register(
         frame = pl.DataFrame(
             rows,
             infer_schema_length=None,
-            schema_overrides={"parents": pl.List(pl.String), "relation": pl.String, "steps": pl.Int64, "clip_norm": pl.Float64},
+            schema_overrides={
+                "parents": pl.List(pl.String),
+                "relation": pl.String,
+                "steps": pl.Int64,
+                "clip_norm": pl.Float64,
+            },
         )
         with zoo.writing() as transaction:
             transaction.upsert("models", frame, key=["id"])
@@ -299,7 +316,10 @@ def _register(
                     transaction.describe_data(name, DataInfo.of(dataset, "registered"))
             axes = list(dict.fromkeys([*zoo.axes, *(a for a in grid.varied if a != "seed")]))
             transaction.update_header(
-                grid=grid.to_dict(), axes=axes, load=grid.load or zoo.load, temperature=grid.temperature or zoo.temperature
+                grid=grid.to_dict(),
+                axes=axes,
+                load=grid.load or zoo.load,
+                temperature=grid.temperature or zoo.temperature,
             )
     return {i for i, status in known.items() if status in ("trained", "diverged")}
 
@@ -359,7 +379,7 @@ def _commit(zoo: Zoo, grown: Grown) -> None:
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor] | None, dict[str, WeightsFile]]:
-    """A saved state and the checkpoints written before it; nothing if there is none, or if anything of it is damaged."""
+    """A saved state and the checkpoints written before it; nothing if there is none, or if any of it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     from zoarium.zoo.weights import WeightsFile

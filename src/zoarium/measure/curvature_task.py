@@ -18,7 +18,7 @@ from zoarium.nets.stacked import ChainNet
 from zoarium.zoo.cohort import Cohort
 
 DENSE_LIMIT = 2_000  # parameters
-CHAIN_CHUNK = 2**20  # activations of a chunk of models that still sit in a processor's cache
+CHAIN_CHUNK = 2**21  # activations of a chunk of models that still sit in a processor's cache
 GRAPH_CHUNK = 2**23  # activations of a chunk whose graphs are kept, a few times this many numbers each
 
 
@@ -47,7 +47,7 @@ class CurvatureTask:
         self.cohort, self.task, self.curvature = cohort, data.task, curvature
         self.x = part.x.to(dtype) if part.x.is_floating_point() else part.x
         self.y = part.y if data.task == "classification" else part.y.to(dtype)
-        outputs = cohort.select([0])(self.x[:1]) if len(cohort) else self.x.new_zeros(1, 1, data.n_outputs)
+        outputs = self._one_output() if len(cohort) else self.x.new_zeros(1, 1, data.n_outputs)
         if outputs.ndim != 3:
             raise MeasureError(
                 f"Hessian measures need one row of outputs a sample, found outputs of shape {tuple(outputs.shape[1:])} "
@@ -58,6 +58,15 @@ class CurvatureTask:
         self._finite = self._finite_rows()
         bad = "its weights or outputs are not finite: the model diverged"
         self.reasons = ["" if ok else bad for ok in self._finite]
+
+    def _one_output(self) -> Tensor:
+        try:
+            return self.cohort.select([0])(self.x[:1])
+        except RuntimeError as error:
+            raise MeasureError(
+                f"the nets cannot take inputs of shape {tuple(self.x.shape[1:])} ({error}); measure them on the data they "
+                "were trained on."
+            ) from error
 
     def _finite_rows(self) -> np.ndarray:
         finite = torch.stack([v.flatten(1).isfinite().all(1) for v in self.cohort.params.values()]).all(0)

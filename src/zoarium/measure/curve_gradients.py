@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoarium.zoo.batchnorm import BATCH_NORMS
 from zoarium.data.dataset import Dataset
 from zoarium.measure.chains import SharedChain, with_ones
 from zoarium.nets import Layout, StackedNet, stack
+from zoarium.zoo.batchnorm import BATCH_NORMS
 from zoarium.zoo.cohort import Cohort
 
 

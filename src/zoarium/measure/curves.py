@@ -25,10 +25,10 @@ from torch import Tensor
 
 from zoarium._core.errors import MeasureError, unknown_name
 from zoarium._core.seeds import generator
-from zoarium.zoo.batchnorm import has_batchnorm, reestimate_batchnorm
 from zoarium.data.dataset import Dataset, Split
 from zoarium.measure.curve_gradients import GradientProgram, gradient_program
 from zoarium.measure.samples import STATISTICS_BATCH, sample_losses
+from zoarium.zoo.batchnorm import has_batchnorm, reestimate_batchnorm
 from zoarium.zoo.cohort import Cohort
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from zoarium.measure.phase_axes import describe_axis
 # Letters carry the meaning; colours (Okabe and Ito's, safe for the colour-blind) repeat it.
 STYLES = {
     "I": ("I", "black on #d55e00"),
-    "II": ("II", "white on #0072b2"),
+    "II": ("II", "black on #56b4e9"),
     "III": ("III", "black on #e69f00"),
     "IV-A": ("IVa", "black on #cc79a7"),
     "IV-B": ("IVb", "black on #009e73"),

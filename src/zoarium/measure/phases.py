@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from zoarium._core.errors import DamagedError, MeasureError, StoreError, ZoariumError
+from zoarium._core.errors import DamagedError, MeasureError, StoreError
 from zoarium.measure.phase_axes import axis_roles, describe_axis, equal_epochs_caveat
 from zoarium.measure.phase_map import Contiguity, PhaseMap, label_contiguity, phase_map_text
 from zoarium.measure.phase_rule import (
@@ -350,8 +350,9 @@ def _values(zoo: Zoo, quantity: str) -> dict[tuple[str, ...], float]:
 
 def _collapsed_error(zoo: Any) -> float:
     """Two thirds of the error of guessing: 0.6 for ten classes."""
-    try:
-        data = zoo.data_of(zoo.table["id"][0])
-    except (ZoariumError, IndexError):
+    described = zoo.info.get("data") or {}
+    names = zoo.table["data"].unique().to_list() if "data" in zoo.table.columns else []
+    data = described.get(names[0]) if len(names) == 1 else None
+    if not data or data["task"] != "classification" or data["n_outputs"] < 2:
         return 0.6
-    return 2 / 3 * (1 - 1 / data.n_outputs) if data.task == "classification" and data.n_outputs > 1 else 0.6
+    return 2 / 3 * (1 - 1 / data["n_outputs"])

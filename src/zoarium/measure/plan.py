@@ -139,9 +139,7 @@ def _blocks(method: Method, pairs: Any, ids: list[str], members: Mapping[str, Me
         raise MeasureError(unknown_name("choice of pairs", pairs, ["cell", "all"]))
     else:
         return _given_pairs(pairs, ids, members, method)
-    return (
-        Block(tuple(group), tuple(itertools.combinations(group, 2))) for group in together if len(group) > 1
-    )
+    return (Block(tuple(group), tuple(itertools.combinations(group, 2))) for group in together if len(group) > 1)
 
 
 def _given_pairs(

@@ -74,6 +74,12 @@ def measure(
         One phrase, e.g. "one forward pass a model".
     """
     return MEASURES.register(
-        name, reference=reference, scope=scope, quantities=quantities or (name,), across=across,
-        needs_data=needs_data, needs_checkpoints=needs_checkpoints, cost=cost,
+        name,
+        reference=reference,
+        scope=scope,
+        quantities=quantities or (name,),
+        across=across,
+        needs_data=needs_data,
+        needs_checkpoints=needs_checkpoints,
+        cost=cost,
     )

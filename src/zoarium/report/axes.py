@@ -15,6 +15,7 @@ from zoarium.measure.phase_axes import LOAD, TEMPERATURE, equal_epochs_caveat
 
 Role = Literal["load", "temperature", "axis"]
 
+
 def pretty(axis: str) -> str:
     """Name of an axis for people: ``batch_size`` is "batch size"."""
     return {"lr": "learning rate"}.get(axis, axis.replace("_", " "))
@@ -132,5 +133,7 @@ def axis_caveats(x: Axis | None, y: Axis | None, table: pl.DataFrame) -> list[st
     """What the choice of axes confounds."""
     found = [equal_epochs_caveat(table)]
     if any(a is not None and a.role == "axis" for a in (x, y)):
-        found.append("Some axes are neither load nor temperature as far as is known, so the maps name no direction for them.")
+        found.append(
+            "Some axes are neither load nor temperature as far as is known, so the maps name no direction for them."
+        )
     return [text for text in found if text]

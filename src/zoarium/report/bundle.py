@@ -18,6 +18,12 @@ from pathlib import Path
 from zoarium._core.errors import ZoariumError
 from zoarium._core.files import write_bytes
 
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+
+
+def _file_name() -> str:
+    return f"vega-embed-{importlib.metadata.version('vl-convert-python')}.js"
+
 
 def cache_folder() -> Path:
     """Where the bundle is kept: ``$ZOARIUM_CACHE``, else ``zoarium`` in the platform's folder for caches."""
@@ -33,15 +39,15 @@ def cache_folder() -> Path:
 
 @functools.cache
 def bundle() -> str:
-    """The JavaScript; it defines ``vega``, ``vegaLite`` and ``vegaEmbed``."""
-    path = cache_folder() / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
+    """The JavaScript; it defines ``vegaEmbed``."""
+    path = cache_folder() / _file_name()
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # no home, unreadable, not text
         digest, _, content = path.read_bytes().partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() == digest:
             return content.decode()
     import vl_convert
 
-    text = vl_convert.javascript_bundle().replace("\r\n", "\n").replace("\r", "\n")
+    text = vl_convert.javascript_bundle(SNIPPET).replace("\r\n", "\n").replace("\r", "\n")
     content = text.encode()
     with contextlib.suppress(OSError, RuntimeError, ZoariumError):  # a read-only home costs two seconds, no more
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +61,6 @@ def warm_up() -> None:
     Returns at once; does nothing if the bundle is there already.
     """
     with contextlib.suppress(OSError, RuntimeError):
-        if not (cache_folder() / f"vega-{importlib.metadata.version('vl-convert-python')}.js").exists():
+        if not (cache_folder() / _file_name()).exists():
             code = "from zoarium.report.bundle import bundle; bundle()"
             subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -93,5 +93,7 @@ def phase_means(data: ReportData, name: str, factor: float) -> list[dict[str, An
         key = phase_style(phase).key
         label = f"mean of {key}" if phase else "mean"
         shown = number(value * factor)
-        out.append({"series": label, "phase": key, "epoch": epoch, "value": float(f"{value * factor:.4g}"), "shown": shown})
+        out.append(
+            {"series": label, "phase": key, "epoch": epoch, "value": float(f"{value * factor:.4g}"), "shown": shown}
+        )
     return out

@@ -24,12 +24,12 @@ def text(value: Any) -> str:
 
 
 def embedded(value: Any) -> str:
-    """A value as JSON that may stand inside a ``<script>`` element; numbers that JSON lacks become null.
+    r"""A value as JSON that may stand inside a ``<script>`` element; numbers that JSON lacks become null.
 
     Examples
     --------
     >>> embedded({"id": "</script>", "loss": float("nan")})
-    '{"id":"\\\\u003c/script\\\\u003e","loss":null}'
+    '{"id":"\\u003c/script\\u003e","loss":null}'
     """
     try:
         written = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

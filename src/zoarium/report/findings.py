@@ -74,14 +74,12 @@ def findings(source: Zoo | ReportData, count: int = 3) -> list[Finding]:
 
 def averaging_by_phase(data: ReportData) -> Finding | None:
     """Where the average of the seeds' weights is as good as the seeds."""
-    for name, words in (
-        ("aligned_averaging_delta", "after their hidden units are matched"),
-        ("plain_averaging_delta", "as they are"),
-    ):
-        ends = _best_and_worst(data, name)
-        if ends:
-            break
-    else:
+    words = "after their hidden units are matched"
+    ends = _best_and_worst(data, "aligned_averaging_delta")
+    if ends is None:
+        words = "as they are"
+        ends = _best_and_worst(data, "plain_averaging_delta")
+    if ends is None:
         return None
     best, worst = ends
     text = (
@@ -144,7 +142,10 @@ def alignment(data: ReportData) -> Finding | None:
     )
     return Finding(
         "What alignment gains", text,
-        {"plain": float(before.mean()), "aligned": float(after.mean()), "gain": mean, "half_width": half, "share": share},
+        {
+            "plain": float(before.mean()), "aligned": float(after.mean()), "gain": mean, "half_width": half,
+            "share": share,
+        },
     )  # fmt: skip
 
 
@@ -161,8 +162,8 @@ def best_cell(data: ReportData) -> Finding | None:
         where = f" in {row['label']}" if row["label"] != "all models" else ""
         phase = f", phase {row['phase']}" if row["phase"] else ""
         text = (
-            f"The best {_lower(shown.label)} is {number(value * shown.factor)}{spread}{shown.short_unit}{where}{phase}, "
-            f"the mean of {row['n']} model{'s' if row['n'] != 1 else ''}."
+            f"The best {_lower(shown.label)} is {number(value * shown.factor)}{spread}{shown.short_unit}{where}{phase}"
+            f", the mean of {row['n']} model{'s' if row['n'] != 1 else ''}."
         )
         return Finding("The best cell", text, {name: value, "stderr": stderr})
     return None
@@ -190,7 +191,11 @@ def population(data: ReportData) -> Finding | None:
         return Finding("An empty zoo", "No model has been grown yet.", {"models": 0.0})
     status = data.models["status"].value_counts(sort=True) if "status" in data.models.columns else pl.DataFrame()
     parts = ", ".join(f"{n} {name}" for name, n in status.iter_rows()) if len(status) else str(total)
-    return Finding("The population", f"{total:,} model{'s' * (total != 1)} in {len(data.cells):,} cell{'s' * (len(data.cells) != 1)}: {parts}.", {"models": float(total)})
+    return Finding(
+        "The population",
+        f"{total:,} model{'s' * (total != 1)} in {len(data.cells):,} cell{'s' * (len(data.cells) != 1)}: {parts}.",
+        {"models": float(total)},
+    )
 
 
 # ------------------------------------------------------------------ words

@@ -18,8 +18,8 @@ from zoarium.report.bundle import bundle
 from zoarium.report.charts import heading_of
 from zoarium.report.escape import embedded, text
 from zoarium.report.findings import findings
-from zoarium.report.quantities import number
 from zoarium.report.payload import MOST_ROWS, payload
+from zoarium.report.quantities import number
 from zoarium.report.style import ordered_phases
 
 if TYPE_CHECKING:
@@ -95,16 +95,18 @@ def _findings(data: ReportData) -> str:
 def _figure(item: dict[str, Any], title: str, sentence: str, level: int = 3) -> str:
     """A chart with its caption; its height is reserved, so that nothing jumps when it is drawn."""
     spec = item["spec"]
-    height = spec["height"]
+    height, label = spec["height"], text(spec["description"])
     extra = {"cells": 82 if item.get("quantity") else 42, "curve": 68, "explore": 72}.get(item["kind"], 42)
     cells = item["kind"] in ("cells", "explore")
     access = (
-        f'class="chart cells" tabindex="0" role="group" aria-describedby="keys" aria-label="{text(spec["description"])}"'
+        f'class="chart cells" tabindex="0" role="group" aria-describedby="keys" aria-label="{label}"'
         if cells
-        else f'class="chart" role="img" aria-label="{text(spec["description"])}"'
+        else f'class="chart" role="img" aria-label="{label}"'
     )
     caption = f"<figcaption><h{level}>{text(title)}</h{level}><p>{text(sentence)}</p></figcaption>" if title else ""
-    return f'<figure>{caption}<div id="chart-{item["id"]}" {access} style="min-height:{height + extra}px"></div></figure>'
+    return (
+        f'<figure>{caption}<div id="chart-{item["id"]}" {access} style="min-height:{height + extra}px"></div></figure>'
+    )
 
 
 def _slice_choice(data: ReportData) -> str:
@@ -130,7 +132,8 @@ def _phases(data: ReportData, charts: Mapping[str, Any]) -> str:
     rule = f'<p class="note spaced">The rule: {text(thresholds)}.</p>' if thresholds else ""
     return (
         f'<p class="about">{text(heading_of(data, "phases")[1])} {text(axes)}</p>{_slice_choice(data)}'
-        f'<div class="wide">{_figure(charts["phases"], "", "")}<ul class="legend" aria-label="Phases">{rows}</ul></div>{rule}'
+        f'<div class="wide">{_figure(charts["phases"], "", "")}'
+        f'<ul class="legend" aria-label="Phases">{rows}</ul></div>{rule}'
     )
 
 
@@ -145,7 +148,7 @@ def _measures(data: ReportData, charts: Mapping[str, Any]) -> str:
         return '<div class="grid">' + "".join(_figure(charts[n], *heading_of(data, n)) for n in chosen) + "</div>"
 
     hidden = f"<details><summary>{len(more)} more maps</summary>{grid(more)}</details>" if more else ""
-    what = "Every map shows the same cells: click one and it is selected in all of them. Grey: not measured." if data.y else (
+    what = "Every map shows the same cells: click one to select it in all of them. Grey: not measured." if data.y else (
         "Means over seeds with their standard errors, coloured by phase: click a point to select its cell everywhere."
     )  # fmt: skip
     choice = "" if "phases" in charts else _slice_choice(data)
@@ -164,8 +167,9 @@ def _use(data: ReportData, charts: Mapping[str, Any]) -> str:
     parts = []
     if names:
         parts.append(
-            '<p class="about">Mean over the cells of each phase with its 95 % bootstrap interval. The dashed line is the mean '
-            "over all labelled cells: what one would expect without knowing phases. Collapsed cells are left out.</p>"
+            '<p class="about">Mean over the cells of each phase with its 95 % bootstrap interval. The dashed line '
+            "is the mean over all labelled cells: what one would expect without knowing phases. Collapsed cells are "
+            "left out.</p>"
         )
         main = [n for n in names if (q := data.quantity(n.removeprefix("effect_"))) is not None and q.main] or names
         parts.append('<div class="grid">' + "".join(_figure(charts[n], *heading_of(data, n)) for n in main) + "</div>")
@@ -198,8 +202,8 @@ def _explore(data: ReportData, charts: Mapping[str, Any]) -> str:
 
 def _models(data: ReportData, table: dict[str, Any]) -> str:
     heads = "".join(
-        f'<th scope="col" aria-sort="none"{"" if c["numeric"] else " class=text"}><button type="button">{text(c["label"])}'
-        "</button></th>"
+        f'<th scope="col" aria-sort="none"{"" if c["numeric"] else " class=text"}>'
+        f'<button type="button">{text(c["label"])}</button></th>'
         for c in table["columns"]
     )
     limited = (
@@ -212,9 +216,10 @@ def _models(data: ReportData, table: dict[str, Any]) -> str:
         '<div class="controls"><label for="find">Filter <input id="find" type="search" '
         'placeholder="e.g. width=32 diverged" autocomplete="off" spellcheck="false"></label>'
         '<span id="count" role="status"></span><button id="clear" type="button" hidden>Show all</button></div>'
-        f'{limited}<div class="scroll" tabindex="0" role="region" aria-label="Table of models"><table><thead><tr>{heads}</tr>'
-        '</thead><tbody id="rows"></tbody></table></div>'
-        '<div class="controls" id="pager" style="margin-top:0.875rem"><button id="before" type="button">Previous</button>'
+        f'{limited}<div class="scroll" tabindex="0" role="region" aria-label="Table of models">'
+        f"<table><thead><tr>{heads}</tr></thead>"
+        '<tbody id="rows"></tbody></table></div>'
+        '<div class="controls after" id="pager"><button id="before" type="button">Previous</button>'
         '<span id="page"></span><button id="after" type="button">Next</button></div>'
     )
 
@@ -222,11 +227,14 @@ def _models(data: ReportData, table: dict[str, Any]) -> str:
 def _settings(data: ReportData) -> str:
     parts = data.settings
     body = "".join(
-        f"<div><h3>{text(str(name)[:1].upper() + str(name)[1:])}</h3>{_tree(part)}</div>" for name, part in parts.items() if part
+        f"<div><h3>{text(str(name)[:1].upper() + str(name)[1:])}</h3>{_tree(part)}</div>"
+        for name, part in parts.items()
+        if part
     )
     return (
         '<p class="about">All that decided these numbers, as recorded with the zoo.</p>'
-        f'<details><summary>Grid, training, data, measures and software</summary><div class="settings">{body}</div></details>'
+        "<details><summary>Grid, training, data, measures and software</summary>"
+        f'<div class="settings">{body}</div></details>'
     )
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from zoarium.report.axes import pretty
-from zoarium.report.charts import FIT, SELECTED, chart, chart_names
+from zoarium.report.charts import FIT, chart, chart_names
 from zoarium.report.curves import phase_means
+from zoarium.report.maps import SELECTED
 from zoarium.report.quantities import CATALOGUE
 from zoarium.report.style import ordered_phases, phase_style, theme
 
@@ -109,7 +110,13 @@ def series(data: ReportData, row: dict[str, int]) -> dict[str, Any]:
             lines[place[name]] = [_short(column[n], factor) for column in columns]
         found[curve] = lines
     context = [place[name] for name in data.series.context if name in place]
-    return {"names": names, "cell": [row[owner[n]] for n in names], "epochs": epochs, "curves": found, "context": context}
+    return {
+        "names": names,
+        "cell": [row[owner[n]] for n in names],
+        "epochs": epochs,
+        "curves": found,
+        "context": context,
+    }
 
 
 def charts(data: ReportData) -> list[dict[str, Any]]:
@@ -153,6 +160,8 @@ def explore_chart(data: ReportData) -> dict[str, Any]:
                 "legend": {"orient": "bottom", "symbolType": "circle"} if data.labelled else None,
             },
             "stroke": {"condition": {"test": "datum.cell === selected", "value": "#7b838d"}, "value": "transparent"},
-            "tooltip": [{"field": "label", "title": "cell"}, {"field": "shown"}, {"field": "otherShown"}, {"field": "phase"}],
+            "tooltip": [
+                {"field": "label", "title": "cell"}, {"field": "shown"}, {"field": "otherShown"}, {"field": "phase"},
+            ],
         },
     }  # fmt: skip

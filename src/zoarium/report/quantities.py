@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Group = Literal["performance", "landscape", "similarity", "use", "other"]
 
@@ -85,21 +85,21 @@ def number(value: float, digits: int = 3) -> str:
     return ("0" if text in ("-0", "") else text).replace("-", "−")
 
 
-_POINTS = {"unit": "pp", "scale": "diverging", "scheme": "blueorange", "group": "use",
+_POINTS: dict[str, Any] = {"unit": "pp", "scale": "diverging", "scheme": "blueorange", "group": "use",
            "hint": "Orange: a loss; blue: a gain."}  # fmt: skip
-_SHARE = {"unit": "%", "factor": 100.0}
+_SHARE: dict[str, Any] = {"unit": "%", "factor": 100.0}
 
 _KNOWN = (
-    Quantity("train_loss", "Train loss", "Loss on the training data after the last epoch: how far the cell has fitted them.",
+    Quantity("train_loss", "Train loss", "Loss on the training data after the last epoch: how far they are fitted.",
              scale="log", group="performance"),
     Quantity("test_loss", "Test loss", "Loss on unseen data: lower is better.", scale="log", group="performance",
              main=False),
     Quantity("train_accuracy", "Train accuracy", "Share of training samples classified rightly.", **_SHARE,
              group="performance", main=False),
-    Quantity("test_accuracy", "Test accuracy", "Share of unseen samples classified rightly.", hint="Brighter is better.", **_SHARE,
-             group="performance"),
-    Quantity("train_error", "Train error", "Share of training samples classified wrongly.", **_SHARE, group="performance",
-             main=False),
+    Quantity("test_accuracy", "Test accuracy", "Share of unseen samples classified rightly.", **_SHARE,
+             hint="Brighter is better.", group="performance"),
+    Quantity("train_error", "Train error", "Share of training samples classified wrongly.", **_SHARE,
+             group="performance", main=False),
     Quantity("test_error", "Test error", "Share of unseen samples classified wrongly.", **_SHARE, group="performance",
              main=False),
     Quantity("generalization_gap", "Generalisation gap",
@@ -109,16 +109,17 @@ _KNOWN = (
              "Total curvature of the training loss.", hint="Dark: a flat minimum; bright: a sharp one.",
              scale="log", scheme="magma", group="landscape"),
     Quantity("hessian_top_eigenvalue", "Top Hessian eigenvalue",
-             "Curvature along the sharpest direction of the training loss.", scale="log", scheme="magma", group="landscape"),
+             "Curvature along the sharpest direction of the training loss.", scale="log", scheme="magma",
+             group="landscape"),
     Quantity("hessian_spectral_radius", "Hessian spectral radius",
-             "Largest eigenvalue by magnitude: what power iteration finds.", scale="log", scheme="magma", group="landscape",
-             main=False),
+             "Largest eigenvalue by magnitude: what power iteration finds.", scale="log", scheme="magma",
+             group="landscape", main=False),
     Quantity("hessian_smallest_eigenvalue", "Smallest Hessian eigenvalue",
              "Below zero, the loss still falls along some direction.", scale="diverging", scheme="blueorange",
              group="landscape", main=False),
     Quantity("mode_connectivity", "Mode connectivity",
              "How far training accuracy falls along the best curve that was found between two seeds.",
-             hint="Orange: a barrier; white: connected; blue: the curve is better than its ends, which are under-trained.",
+             hint="Orange: a barrier; white: connected; blue: the ends are under-trained, the curve is better.",
              unit="pp", scale="diverging", scheme="blueorange", group="landscape"),
     Quantity("mode_connectivity_test", "Mode connectivity, test", "The same from the error on unseen data.", unit="pp",
              scale="diverging", scheme="blueorange", group="landscape", main=False),
@@ -129,7 +130,8 @@ _KNOWN = (
     Quantity("aligned_barrier", "Linear barrier, aligned",
              "The same after the hidden units of one seed are permuted to match the other’s.", unit="nats",
              scheme="magma", group="landscape"),
-    Quantity("linear_error_barrier", "Linear error barrier", "How much the error rises on the straight line between two seeds.",
+    Quantity("linear_error_barrier", "Linear error barrier",
+             "How much the error rises on the straight line between two seeds.",
              unit="pp", scheme="magma", group="landscape", main=False),
     Quantity("aligned_error_barrier", "Linear error barrier, aligned", "The same after alignment.", unit="pp",
              scheme="magma", group="landscape", main=False),
@@ -157,7 +159,8 @@ _KNOWN = (
     Quantity("ensembling_gain", "Ensembling gain",
              "Test accuracy of the seeds’ mean prediction minus their own mean accuracy.", **_POINTS),
     Quantity("ensembling_loss_gain", "Ensembling gain in loss",
-             "The seeds’ mean test loss minus the loss of their mean prediction.", unit="nats", group="use", main=False),
+             "The seeds’ mean test loss minus the loss of their mean prediction.", unit="nats", group="use",
+             main=False),
     *(
         Quantity(f"pruning_delta_{p}", f"Pruning {p} %",
                  f"Test accuracy after the smallest {p} % of the weights are set to zero, minus before.", **_POINTS,
@@ -166,8 +169,8 @@ _KNOWN = (
     ),
     Quantity("transfer_gain", "Transfer gain",
              "Accuracy on a shifted task when fine-tuned from the model, minus from new weights.", **_POINTS),
-    Quantity("forgetting", "Forgetting", "Accuracy on the first task lost by fine-tuning to the shifted one.", unit="pp",
-             scheme="magma", group="use"),
+    Quantity("forgetting", "Forgetting", "Accuracy on the first task lost by fine-tuning to the shifted one.",
+             unit="pp", scheme="magma", group="use"),
 )  # fmt: skip
 
 CATALOGUE = {q.name: q for q in _KNOWN}

@@ -50,7 +50,8 @@ PHASES: dict[str, PhaseStyle] = {
         ),
         PhaseStyle(
             "III", "III", "under-sized",
-            "Training loss is low and the minimum flat, yet seeds are separated by a barrier: too little width.", "#E69F00",
+            "Training loss is low and the minimum flat, yet seeds are separated by a barrier: too little width.",
+            "#E69F00",
         ),
         PhaseStyle(
             "IV-A", "IV-A", "over-fitted",
@@ -96,8 +97,22 @@ def ordered_phases(keys: Any) -> list[PhaseStyle]:
 
 FONT = 'Inter, "Helvetica Neue", Arial, sans-serif'
 
-_LIGHT = {"ink": "#1c2127", "soft": "#5b6470", "grid": "#eceef1", "context": "#b4bac2", "missing": "#e9ebee", "paper": "#ffffff"}
-_DARK = {"ink": "#e8eaed", "soft": "#a3abb5", "grid": "#2a3038", "context": "#59626d", "missing": "#2a3038", "paper": "#15181c"}
+_LIGHT = {
+    "ink": "#1c2127",
+    "soft": "#5b6470",
+    "grid": "#eceef1",
+    "context": "#b4bac2",
+    "missing": "#e9ebee",
+    "paper": "#ffffff",
+}
+_DARK = {
+    "ink": "#e8eaed",
+    "soft": "#a3abb5",
+    "grid": "#2a3038",
+    "context": "#59626d",
+    "missing": "#2a3038",
+    "paper": "#15181c",
+}
 
 
 def colours(dark: bool = False) -> dict[str, str]:

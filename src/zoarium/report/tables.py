@@ -18,6 +18,7 @@ from zoarium.report.axes import Axis, axis_caveats, axis_text, choose_axes, pret
 from zoarium.report.curves import CURVES, Series, thin
 from zoarium.report.quantities import ORDER, Quantity, quantity
 from zoarium.report.tracking import Tracking, tracking
+from zoarium.report.values import cell_values
 
 if TYPE_CHECKING:
     from zoarium.measure.phases import PhaseResult
@@ -141,11 +142,11 @@ def collect(zoo: Zoo, *, phases: pl.DataFrame | PhaseResult | None = None, title
     owner = {i: cell for cell, ids in raw.select("cell", "ids").iter_rows() for i in ids}
     caveats = axis_caveats(x, y, table)
     found, problem = (phases, "") if phases is not None else _phases_of(zoo)
-    labels = getattr(found, "table", found)
+    labels = found if found is None or isinstance(found, pl.DataFrame) else found.table
     notes = [problem, *getattr(found, "notes", ())]
     caveats += [note for note in notes if note and note not in caveats]
     cells = _with_phases(_placed(raw, axes, x, y, others), labels, axes)
-    values = _values(zoo, table, raw, owner)
+    values = cell_values(zoo, table, raw, owner)
     quantities = [
         quantity(name, part["value"].to_list()) for (name,), part in values.group_by("quantity", maintain_order=True)
     ]
@@ -154,12 +155,15 @@ def collect(zoo: Zoo, *, phases: pl.DataFrame | PhaseResult | None = None, title
     history = zoo.history.with_columns(cell=pl.col("id").replace_strict(owner, default=None, return_dtype=pl.String))
     status = dict(table["status"].value_counts().iter_rows())
     if status.get("diverged"):
-        caveats.append(f"{status['diverged']} of {len(table)} models diverged; their cells use the models that did not.")
+        caveats.append(
+            f"{status['diverged']} of {len(table)} models diverged; their cells use the models that did not."
+        )
     return ReportData(
         title=title or zoo.path.resolve().name,
         summary=_summary(zoo, table, axes),
         x=x, y=y, others=others, cells=cells, values=values, models=models, history=history, quantities=quantities,
-        effects=_effects(values, cells, quantities), thresholds=_thresholds(found), settings=_settings(zoo), caveats=caveats,
+        effects=_effects(values, cells, quantities), thresholds=_thresholds(found), settings=_settings(zoo),
+        caveats=caveats,
     )  # fmt: skip
 
 
@@ -172,7 +176,9 @@ def _base_cells(zoo: Zoo, table: pl.DataFrame) -> pl.DataFrame:
     return cells.filter([ids[0] in grown for ids in cells["ids"].to_list()])
 
 
-def _placed(raw: pl.DataFrame, axes: Sequence[str], x: Axis | None, y: Axis | None, others: Sequence[str]) -> pl.DataFrame:
+def _placed(
+    raw: pl.DataFrame, axes: Sequence[str], x: Axis | None, y: Axis | None, others: Sequence[str]
+) -> pl.DataFrame:
     """Cells with their place in the maps, as text, which is what the charts' scales are made of."""
     rows = []
     for row in raw.select("cell", *axes, "n").iter_rows(named=True):
@@ -200,7 +206,10 @@ def _with_phases(cells: pl.DataFrame, phases: pl.DataFrame | None, axes: Sequenc
     on = ["cell"] if "cell" in phases.columns else list(axes)
     have = [name for name in NO_PHASE if name in phases.columns]
     joined = cells.join(
-        phases.select(*on, *(pl.col(n).cast(NO_PHASE[n]) for n in have)).unique(on), on=on, how="left", maintain_order="left"
+        phases.select(*on, *(pl.col(n).cast(NO_PHASE[n]) for n in have)).unique(on),
+        on=on,
+        how="left",
+        maintain_order="left",
     )
     return joined.with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in NO_PHASE.items() if name not in have
@@ -222,120 +231,6 @@ def _thresholds(phases: Any) -> dict[str, float]:
     used = getattr(phases, "thresholds", None)
     found = {words: getattr(used, name, None) for name, words in RULE.items()}
     return {words: float(value) for words, value in found.items() if value is not None}
-
-
-# ------------------------------------------------------------------ values of cells
-
-
-def _values(zoo: Zoo, table: pl.DataFrame, raw: pl.DataFrame, owner: Mapping[str, str]) -> pl.DataFrame:
-    """Every stored quantity, as one value a cell."""
-    parts = [_of_history(zoo, owner)]
-    for name in zoo.store.table_names:
-        folder, _, measure = name.partition("/")
-        frame = zoo.store.table(name) if measure else None
-        if frame is None or not {"quantity", "value"} <= set(frame.columns):
-            continue
-        frame = _latest(zoo.restrict(name, frame))
-        if folder == "measures":
-            parts.append(_of_models(frame, owner))
-        elif folder == "pairs":
-            parts.append(_of_pairs(frame, owner))
-        else:
-            known = raw.select("cell")
-            parts.append(_tidy(frame.join(known, on="cell", how="semi", maintain_order="left")))
-    whole = pl.concat([p for p in parts if len(p)] or [_tidy(pl.DataFrame(schema={"cell": pl.String}))])
-    # What a measure says goes before what the trainer wrote down on the way: it says it of the stored weights.
-    return whole.unique(["cell", "quantity"], keep="last", maintain_order=True)
-
-
-def _latest(frame: pl.DataFrame) -> pl.DataFrame:
-    keys = [c for c in ("id", "a", "b", "cell") if c in frame.columns]
-    if "epoch" in frame.columns:
-        frame = frame.sort("epoch", maintain_order=True)
-    return frame.unique([*keys, "quantity"], keep="last", maintain_order=True)
-
-
-def _tidy(frame: pl.DataFrame) -> pl.DataFrame:
-    kinds = {"cell": pl.String, "quantity": pl.String, "value": pl.Float64, "stderr": pl.Float64, "reason": pl.String}
-    missing = [pl.lit(None, dtype=k).alias(n) for n, k in kinds.items() if n not in frame.columns]
-    return frame.with_columns(missing).select(pl.col(n).cast(k) for n, k in kinds.items())
-
-
-def _of_models(frame: pl.DataFrame, owner: Mapping[str, str]) -> pl.DataFrame:
-    good = pl.col("value").is_finite()
-    stderr = pl.col("stderr") if "stderr" in frame.columns else pl.lit(math.nan)
-    reason = pl.col("reason") if "reason" in frame.columns else pl.lit("")
-    return _tidy(
-        frame.with_columns(cell=pl.col("id").replace_strict(owner, default=None, return_dtype=pl.String))
-        .filter(pl.col("cell").is_not_null())
-        .group_by("cell", "quantity", maintain_order=True)
-        .agg(
-            value=pl.col("value").filter(good).mean(),
-            stderr=pl.when(good.sum() > 1)
-            .then(pl.col("value").filter(good).std() / good.sum().sqrt())
-            .otherwise(stderr.filter(good).first()),
-            reason=reason.filter(~good).first(),
-        )
-    )
-
-
-def _of_history(zoo: Zoo, owner: Mapping[str, str]) -> pl.DataFrame:
-    """Losses and accuracies after the last epoch, for zoos that were grown but not measured."""
-    history = zoo.history
-    curves = [c for c in CURVES if c in history.columns]
-    if not len(history) or not curves:
-        return _tidy(pl.DataFrame(schema={"cell": pl.String}))
-    last = history.sort("epoch", maintain_order=True).unique("id", keep="last", maintain_order=True)
-    long = last.unpivot(curves, index="id", variable_name="quantity", value_name="value")
-    return _of_models(long.filter(pl.col("value").is_not_nan() & pl.col("value").is_not_null()), owner)
-
-
-def _of_pairs(frame: pl.DataFrame, owner: Mapping[str, str]) -> pl.DataFrame:
-    first = pl.col("a").replace_strict(owner, default=None, return_dtype=pl.String)
-    second = pl.col("b").replace_strict(owner, default=None, return_dtype=pl.String)
-    inside = frame.with_columns(cell=first, _other=second).filter(pl.col("cell") == pl.col("_other"))
-    good = pl.col("value").is_finite()
-    reason = pl.col("reason") if "reason" in frame.columns else pl.lit("")
-    means = inside.group_by("cell", "quantity", maintain_order=True).agg(
-        value=pl.col("value").filter(good).mean(), reason=reason.filter(~good).first()
-    )
-    errors = jackknife(inside.filter(good))
-    return _tidy(means.join(errors, on=["cell", "quantity"], how="left", maintain_order="left"))
-
-
-def jackknife(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Standard error of the mean over each cell's pairs, leaving out one model at a time.
-
-    Parameters
-    ----------
-    pairs : polars.DataFrame
-        ``cell``, ``quantity``, ``a``, ``b``, ``value``.
-
-    Returns
-    -------
-    polars.DataFrame
-        ``cell``, ``quantity``, ``stderr``; null for fewer than three models, or where leaving one out leaves no pair.
-
-    Examples
-    --------
-    >>> import polars as pl
-    >>> pairs = pl.DataFrame({"a": ["p", "p", "q"], "b": ["q", "r", "r"], "value": [1.0, 2.0, 3.0]})
-    >>> round(jackknife(pairs.with_columns(cell=pl.lit("c"), quantity=pl.lit("cka")))["stderr"][0], 3)
-    1.155
-    """
-    by = ["cell", "quantity"]
-    whole = pairs.group_by(by).agg(total=pl.col("value").sum(), pairs=pl.len())
-    sides = pl.concat([pairs.select(*by, "value", model=pl.col(side)) for side in ("a", "b")])
-    own = sides.group_by(*by, "model").agg(part=pl.col("value").sum(), inside=pl.len()).join(whole, on=by)
-    left = pl.col("pairs") - pl.col("inside")
-    without = own.with_columns(mean=pl.when(left > 0).then((pl.col("total") - pl.col("part")) / left))
-    n = pl.len()
-    spread = ((n - 1) / n * (pl.col("mean") - pl.col("mean").mean()).pow(2).sum()).sqrt()
-    whole_cells = (n > 2) & (pl.col("mean").null_count() == 0)
-    return without.group_by(by).agg(stderr=pl.when(whole_cells).then(spread))
-
-
-# ------------------------------------------------------------------ the rest
 
 
 def _models(zoo: Zoo, table: pl.DataFrame, axes: Sequence[str], owner: Mapping[str, str]) -> pl.DataFrame:
@@ -362,7 +257,9 @@ def _effects(values: pl.DataFrame, cells: pl.DataFrame, quantities: Iterable[Qua
     labelled = cells.filter(pl.col("phase").is_not_null() & ~pl.col("phase").is_in(["collapsed", "unlabelled"]))
     wanted = values.filter(pl.col("quantity").is_in(names) & pl.col("value").is_finite())
     if len(labelled) < LEAST_CELLS or not len(wanted):
-        return pl.DataFrame(schema=dict.fromkeys(EFFECT_COLUMNS, pl.Float64) | {"quantity": pl.String, "phase": pl.String})
+        return pl.DataFrame(
+            schema=dict.fromkeys(EFFECT_COLUMNS, pl.Float64) | {"quantity": pl.String, "phase": pl.String}
+        )
     from zoarium.evaluate import effects_by_phase
 
     return effects_by_phase(wanted, labelled.select("cell", "phase"))
@@ -387,8 +284,9 @@ def _settings(zoo: Zoo) -> dict[str, Any]:
     """Everything recorded with the zoo, and what all of its models have in common."""
     info = dict(zoo.info)
     table = zoo.table
+    first = table.row(0, named=True) if len(table) else {}
     shared = {
-        c: table[c][0]
+        c: first[c]
         for c in table.columns
         if len(table) and c not in ("id", "arch", "parents", "relation", "net_params", "n_params")
         and table.schema[c] != pl.List(pl.String) and table[c].n_unique() == 1
@@ -410,4 +308,3 @@ def _measure_settings(stored: Any) -> dict[str, Any]:
         name = str(own.pop("measure", digest))
         out[name if name not in out else f"{name} ({digest})"] = own or "defaults"
     return out
-

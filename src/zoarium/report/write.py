@@ -64,7 +64,9 @@ def write_report(source: Zoo | ReportData, path: str | Path) -> Path:
     return path
 
 
-def chart(source: Zoo | ReportData, name: str = "phases", *, width: int | None = None, where: str | None = None) -> altair.Chart:
+def chart(
+    source: Zoo | ReportData, name: str = "phases", *, width: int | None = None, where: str | None = None
+) -> altair.Chart:
     """One chart as an `altair.Chart`, which notebooks show.
 
     Parameters

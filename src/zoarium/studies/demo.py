@@ -91,13 +91,15 @@ def run_demo(
         If `out` is a folder with other things in it.
     """
     from zoarium.growth import grow
-    from zoarium.report import findings, write_report
+    from zoarium.measure.phases import zoo_phase_result
+    from zoarium.report import collect, findings, warm_up, write_report
 
     out = Path(out)
     if overwrite and out.exists() and any(out.iterdir()):
         if not (out / "zoo.json").exists():
             raise StoreError(f"{out} is not a zoo, so it is not overwritten; choose another folder with -o.")
         shutil.rmtree(out)
+    warm_up()
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -113,9 +115,10 @@ def run_demo(
             *MEASURES, *EFFECTS, workers=workers, on_progress=lambda name, done, total: on_progress(done, total, name)
         )
     with timed("phases"):
-        phases = zoo.phases()
+        phases = zoo_phase_result(zoo)
     with timed("report"):
-        report = write_report(zoo, out / "reports" / "report.html")
-        said = findings(zoo)[:3]
+        data = collect(zoo, phases=phases)
+        report = write_report(data, out / "reports" / "report.html")
+        said = findings(data)
     seconds["in all"] = sum(seconds.values())
-    return DemoResult(zoo, phases, said, report, seconds)
+    return DemoResult(zoo, phases.table, said, report, seconds)

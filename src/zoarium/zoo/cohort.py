@@ -99,10 +99,13 @@ class Cohort:
 
     def to(self, *args: object, **kwargs: object) -> Cohort:
         """Move or cast, as `torch.Tensor.to`; integer buffers keep their type."""
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(*args, **kwargs) if tensor.is_floating_point() else tensor  # type: ignore[arg-type]
 
         return Cohort(
-            self.ids, {k: move(v) for k, v in self.params.items()}, self.module,
+            self.ids,
+            {k: move(v) for k, v in self.params.items()},
+            self.module,
             {k: move(v) for k, v in self.buffers.items()},
         )

@@ -26,7 +26,9 @@ class Training(BaseModel):
     eps: float = Field(default=1e-8, gt=0, description="Adam's denominator offset")
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False, description="weight decay, on every parameter")
     clip_norm: float | None = Field(default=5.0, gt=0, description="largest gradient norm; null for none")
-    schedule: Literal["constant", "cosine", "one_cycle", "step"] = Field(default="one_cycle", description="lr over steps")
+    schedule: Literal["constant", "cosine", "one_cycle", "step"] = Field(
+        default="one_cycle", description="lr over steps"
+    )
     warmup: float = Field(default=0.3, ge=0, le=1, description="one_cycle: share of the steps spent rising")
     step_milestones: tuple[float, ...] = Field(default=(0.5, 0.75), description="step: where lr falls, as shares")
     step_factor: float = Field(default=0.1, gt=0, description="step: what lr is multiplied by there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoarium._core.errors import MeasureError, unknown_name
 
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 class Verbs:
     """The verbs, as methods of a zoo."""
 
+    @property
+    def _zoo(self) -> Zoo:
+        return cast("Zoo", self)
+
     def measure(
-        self: Zoo, *names: str | Mapping[str, Mapping[str, Any]], pairs: str | Sequence[tuple[str, str]] = "cell", **settings: Any
+        self,
+        *names: str | Mapping[str, Mapping[str, Any]],
+        pairs: str | Sequence[tuple[str, str]] = "cell",
+        **settings: Any,
     ) -> Zoo:
         """Measure every model, pair or cell and store the values; see :func:`zoarium.measure.measure_zoo`.
 
@@ -35,18 +42,22 @@ class Verbs:
         """
         from zoarium.measure.driver import measure_zoo
 
-        return measure_zoo(self, *names, pairs=pairs, **settings)
+        return measure_zoo(self._zoo, *names, pairs=pairs, **settings)
 
     def phases(
-        self: Zoo, load: str | None = None, temperature: str | None = None, thresholds: Thresholds | None = None, **options: Any
+        self,
+        load: str | None = None,
+        temperature: str | None = None,
+        thresholds: Thresholds | None = None,
+        **options: Any,
     ) -> pl.DataFrame:
         """Label the phase of every cell, a row each; see :func:`zoarium.measure.phases.zoo_phases`."""
         from zoarium.measure.phases import zoo_phases
 
-        return zoo_phases(self, load=load, temperature=temperature, thresholds=thresholds, **options)
+        return zoo_phases(self._zoo, load=load, temperature=temperature, thresholds=thresholds, **options)
 
-    def phase_map(self: Zoo, **options: Any) -> PhaseMap:
-        """The phase diagram as text for the terminal; takes what :meth:`phases` takes.
+    def phase_map(self, **options: Any) -> PhaseMap:
+        r"""The phase diagram as text for the terminal; takes what :meth:`phases` takes.
 
         Examples
         --------
@@ -54,13 +65,13 @@ class Verbs:
         >>> zoo = za.grow("mlp", width=[2, 32], batch_size=[8, 250], seed=range(2), epochs=4)
         >>> zoo = zoo.measure("performance", "hessian_trace", "mode_connectivity", "cka")
         >>> print(str(zoo.phase_map()).splitlines()[0])
-        batch_size \\ width   2   32
+        batch_size \ width   2   32
         """
         from zoarium.measure.phase_map import phase_map_text
 
         return phase_map_text(self.phases(**options))
 
-    def effects(self: Zoo, by: Literal["cell", "phase"] = "cell") -> pl.DataFrame:
+    def effects(self, by: Literal["cell", "phase"] = "cell") -> pl.DataFrame:
         """Stored effects of averaging, ensembling, pruning and fine-tuning.
 
         Parameters
@@ -73,23 +84,23 @@ class Verbs:
 
         if by not in ("cell", "phase"):
             raise MeasureError(unknown_name("grouping of effects", by, ("cell", "phase")))
-        stored = stored_effects(self)
+        stored = stored_effects(self._zoo)
         return stored if by == "cell" else effects_by_phase(stored, self.phases())
 
-    def report(self: Zoo, path: str | Path = "report.html") -> Path:
+    def report(self, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML report; see :func:`zoarium.report.write_report`."""
         from zoarium.report import write_report
 
-        return write_report(self, path)
+        return write_report(self._zoo, path)
 
-    def chart(self: Zoo, name: str = "phases") -> altair.Chart:
+    def chart(self, name: str = "phases") -> altair.Chart:
         """One chart of the report as an `altair.Chart`; see :func:`zoarium.report.chart`."""
         from zoarium.report import chart
 
-        return chart(self, name)
+        return chart(self._zoo, name)
 
-    def as_dataset(self: Zoo, targets: Sequence[str] = ("test_accuracy",), **options: Any) -> WeightDataset:
+    def as_dataset(self, targets: Sequence[str] = ("test_accuracy",), **options: Any) -> WeightDataset:
         """Weights as samples for learning; see :class:`zoarium.zoo.weight_dataset.WeightDataset`."""
         from zoarium.zoo.weight_dataset import WeightDataset
 
-        return WeightDataset(self, targets=targets, **options)
+        return WeightDataset(self._zoo, targets=targets, **options)
