@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from _plain import accuracy, plain_mlp, train_plainly
+from _plain import accuracy, train_plainly
 from torch.nn import functional as F
 
 from zoarium._core.parallel import available_cores, run_tasks
@@ -74,12 +74,8 @@ def grow_plainly(configs: list[ModelConfig], dataset: Dataset) -> tuple[float, l
     x, y, test = dataset.train.x, dataset.train.y, dataset.test
 
     def one(config, worker):
-        torch.manual_seed(config.seed)
-        if config.net == "mlp":
-            module = plain_mlp(config.net_params["width"])
-        else:
-            module = build(config.net, config.net_params, in_shape=dataset.in_shape, n_outputs=10, seed=config.seed)
-        module.train()
+        shape = dataset.in_shape  # the same initial weights as ours
+        module = build(config.net, config.net_params, in_shape=shape, n_outputs=10, seed=config.seed).train()
         training = config.training
         train_plainly(module, x, y, batch_size=training.batch_size, epochs=training.epochs, seed=config.seed)
         return accuracy(module, test.x, test.y)

@@ -13,7 +13,7 @@ second-order gradient descent", 2002). All that does not depend on V is computed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +60,11 @@ class ChainProducts:
         batch = batch or len(x)
         self._data = [(x[i : i + batch].flatten(1).T.contiguous(), y[i : i + batch]) for i in range(0, len(x), batch)]
         self._scale = 1 / len(x)
+        self._work: list[tuple[Tensor, Tensor]] = []
         kept = 3 * self.n * len(x) * sum(out for out, _, _ in self._shapes) <= KEEP
         self._kept = [self._forward(*part) for part in self._data] if kept else None
+        outputs = (part.loss.outputs for part in self._passes())
+        self.finite = torch.stack([f.flatten(1).isfinite().all(1) for f in outputs]).all(0)
 
     def _views(self, v: Tensor) -> list[Tensor]:
         """Layers (n, out, in [+ 1]) of vectors (n, p); they share its memory."""
@@ -84,7 +87,8 @@ class ChainProducts:
         index = torch.as_tensor(rows)
         some = object.__new__(ChainProducts)
         some.__dict__.update(self.__dict__)
-        some.n = len(index)
+        some._work = []
+        some.n, some.finite = len(index), self.finite[index]
         some._weights = [w[index] for w in self._weights]
         some._kept = None if self._kept is None else [_rows_of(part, index) for part in self._kept]
         return some
@@ -93,9 +97,12 @@ class ChainProducts:
     def __call__(self, v: Tensor) -> Tensor:
         """Products (n, p) with vectors `v` (n, p)."""
         out = torch.zeros_like(v)
-        for part in self._kept or (self._forward(*part) for part in self._data):
+        for part in self._passes():
             self._add_product(part, self._views(v), self._views(out))
         return out
+
+    def _passes(self) -> Iterable[_Pass]:
+        return self._kept or (self._forward(*part) for part in self._data)
 
     @torch.no_grad()
     def _forward(self, x: Tensor, y: Tensor) -> _Pass:
@@ -124,39 +131,47 @@ class ChainProducts:
         _, columns, biased = self._shapes[index]
         return columns - biased
 
+    def _workspace(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        """Two (n, out, batch) tensors a layer, made once: fresh memory for every product costs as much as the sums."""
+        if not self._work or self._work[0][0].shape[::2] != (self.n, batch):
+            like = self._weights[0]
+            self._work = [
+                (like.new_empty(self.n, out, batch), like.new_empty(self.n, out, batch)) for out, _, _ in self._shapes
+            ]
+        return self._work
+
     def _add_product(self, part: _Pass, v: list[Tensor], out: list[Tensor]) -> None:
         """Add to `out` what one batch of data gives; R marks a derivative in the direction `v`."""
-        hessian = self._curvature == "hessian"
-        r_h: Tensor | None = None
-        r_inputs: list[Tensor | None] = []  # R h_{l-1}; the inputs of the first layer do not move
-        r_bends: list[Tensor | None] = []  # u_l σ''(z_l) R z_l
-        for index, (w, slope, bend) in enumerate(zip(self._weights, part.slope, part.bend, strict=True)):
-            r_inputs.append(r_h)
-            if r_h is None:
-                r_h = _times_shared(v[index], part.inputs[0][0])
+        x = part.inputs[0][0]  # (d [+ 1], b), the same for all models
+        work = self._workspace(x.shape[1])
+        bent: list[Tensor | None] = []  # u_l σ''(z_l) R z_l
+        for index, (w, slope, bend, (r_h, _)) in enumerate(
+            zip(self._weights, part.slope, part.bend, work, strict=True)
+        ):
+            if index == 0:
+                torch.mm(v[0].reshape(-1, len(x)), x, out=r_h.flatten(0, 1))
             else:
-                r_z = torch.bmm(v[index], part.inputs[index])
-                r_h = r_z.baddbmm_(w[:, :, : self._width_in(index)], r_h)
-            r_bends.append(None if bend is None else bend * r_h)
+                torch.bmm(v[index], part.inputs[index], out=r_h)
+                r_h.baddbmm_(w[:, :, : self._width_in(index)], work[index - 1][0])
+            bent.append(None if bend is None else bend * r_h)
             if slope is not None:
                 r_h.mul_(slope)
-        assert r_h is not None  # there is at least one layer
-        r_u = part.loss.hessian_product(r_h)
+        r_u = part.loss.hessian_product_(work[-1][0])
         for index in reversed(range(len(v))):
-            slope, r_bend, r_input = part.slope[index], r_bends[index], r_inputs[index]
+            slope, r_bend = part.slope[index], bent[index]
             r_delta = r_u if slope is None else r_u.mul_(slope)
             if r_bend is not None:
                 r_delta += r_bend
             if index == 0:
-                out[0] += (r_delta.flatten(0, 1) @ part.inputs[0][0].T).unflatten(0, (self.n, -1))
+                out[0] += (r_delta.flatten(0, 1) @ x.T).unflatten(0, (self.n, -1))
                 break
-            width = self._width_in(index)
-            out[index].baddbmm_(r_delta, part.inputs[index].mT)
-            r_u = torch.bmm(self._weights[index][:, :, :width].mT, r_delta)
-            if hessian:
-                assert r_input is not None
-                out[index][:, :, :width] += torch.bmm(part.delta[index], r_input.mT)
+            width, r_u = self._width_in(index), work[index - 1][1]
+            gained = torch.bmm(r_delta, part.inputs[index].mT)
+            torch.bmm(self._weights[index][:, :, :width].mT, r_delta, out=r_u)
+            if self._curvature == "hessian":
+                gained[:, :, :width] += torch.bmm(part.delta[index], work[index - 1][0].mT)
                 r_u.baddbmm_(v[index][:, :, :width].mT, part.delta[index])
+            out[index] += gained  # a view with gaps, into which baddbmm_ would go model by model
 
 
 def chain_order(net: ChainNet) -> tuple[Tensor, list[tuple[int, int, bool]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,16 +21,8 @@ CHAIN_CHUNK = 2**21  # activations of a chunk of models that still sit in a proc
 GRAPH_CHUNK = 2**23  # activations of a chunk whose graphs are kept, a few times this many numbers each
 
 
-@dataclass
 class CurvatureTask:
     """The samples, the models that can be measured on them, and why the others cannot."""
-
-    cohort: Cohort
-    x: Tensor
-    y: Tensor
-    task: Task
-    curvature: Curvature
-    reasons: list[str]
 
     def __init__(
         self, cohort: Cohort, data: Dataset, samples: int | None, split: str, curvature: Curvature, seed: int
@@ -44,7 +35,9 @@ class CurvatureTask:
         if len(part) == 0:
             raise MeasureError(f"the {split} split of {data.name!r} is empty; measure on the other split.")
         dtype = next(iter(cohort.params.values())).dtype
-        self.cohort, self.task, self.curvature = cohort, data.task, curvature
+        self.cohort = cohort
+        self.task: Task = data.task
+        self.curvature: Curvature = curvature
         self.x = part.x.to(dtype) if part.x.is_floating_point() else part.x
         self.y = part.y if data.task == "classification" else part.y.to(dtype)
         outputs = self._one_output() if len(cohort) else self.x.new_zeros(1, 1, data.n_outputs)
@@ -55,27 +48,26 @@ class CurvatureTask:
             )
         check_targets(outputs, self.y, self.task)
         self._activations = _activations(cohort, self.x[:1]) if len(cohort) else 1
-        self._finite = self._finite_rows()
+        self._finite = torch.stack([v.flatten(1).isfinite().all(1) for v in cohort.params.values()]).all(0).numpy()
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a model has no value, as far as is known by now; empty for the others."""
         bad = "its weights or outputs are not finite: the model diverged"
-        self.reasons = ["" if ok else bad for ok in self._finite]
+        return ["" if ok else bad for ok in self._finite]
+
+    def diverged(self, rows: np.ndarray) -> None:
+        """Note that the outputs of some models are not finite."""
+        self._finite[rows] = False
 
     def _one_output(self) -> Tensor:
         try:
             return self.cohort.select([0])(self.x[:1])
         except RuntimeError as error:
             raise MeasureError(
-                f"the nets cannot take inputs of shape {tuple(self.x.shape[1:])} ({error}); measure them on the data they "
-                "were trained on."
+                f"the nets cannot take inputs of shape {tuple(self.x.shape[1:])} ({error}); measure them on the data "
+                "they were trained on."
             ) from error
-
-    def _finite_rows(self) -> np.ndarray:
-        finite = torch.stack([v.flatten(1).isfinite().all(1) for v in self.cohort.params.values()]).all(0)
-        for start in range(0, len(self.cohort), size := self._models_at_a_time()):
-            rows = range(start, min(start + size, len(self.cohort)))
-            part = self.cohort.select(rows)
-            for i in range(0, len(self.x), batch := self._samples_at_a_time()):
-                finite[start : rows.stop] &= part(self.x[i : i + batch]).flatten(1).isfinite().all(1)
-        return finite.numpy()
 
     def _models_at_a_time(self) -> int:
         budget = CHAIN_CHUNK if isinstance(self.cohort.net, ChainNet) else GRAPH_CHUNK
@@ -85,17 +77,24 @@ class CurvatureTask:
         return min(len(self.x), max(1, GRAPH_CHUNK // self._activations))
 
     def chunks(self) -> Iterator[tuple[np.ndarray, Cohort]]:
-        """Finite models, a few at a time, with their rows."""
+        """Models of finite weights, a few at a time, with their rows."""
         rows = np.flatnonzero(self._finite)
         size = self._models_at_a_time()
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             yield some, self.cohort.select(some.tolist())
 
-    def products(self, part: Cohort) -> Products:
-        """Curvature products of a chunk."""
+    def products(self) -> Iterator[tuple[np.ndarray, Products]]:
+        """Curvature products of the models of finite outputs, a few at a time, with their rows."""
         batch = self._samples_at_a_time()
-        return products_of(part, self.x, self.y, self.task, curvature=self.curvature, batch=batch)
+        for rows, part in self.chunks():
+            products = products_of(part, self.x, self.y, self.task, curvature=self.curvature, batch=batch)
+            finite = products.finite.numpy()
+            if not finite.all():
+                self.diverged(rows[~finite])
+                rows, products = rows[finite], products.select(np.flatnonzero(finite).tolist())
+            if len(rows):
+                yield rows, products
 
     def dense(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Whole matrices of a few models at a time, with their rows."""
@@ -105,8 +104,7 @@ class CurvatureTask:
                 f"a dense Hessian of {p:,} parameters would hold {p * p:,} numbers; the limit is {DENSE_LIMIT:,} "
                 "parameters. Use method='auto' for the trace or 'lanczos' for eigenvalues."
             )
-        for rows, part in self.chunks():
-            products = self.products(part)
+        for rows, products in self.products():
             columns = []
             for i in range(p):
                 unit = torch.zeros(products.n, p, dtype=products.dtype)

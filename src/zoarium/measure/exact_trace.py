@@ -73,7 +73,7 @@ def has_exact_trace(cohort: Cohort, curvature: Curvature) -> bool:
 def exact_trace(cohort: Cohort, x: Tensor, y: Tensor, task: Task, *, curvature: Curvature = "hessian") -> Tensor:
     """Trace of each model's curvature matrix on samples ``x, y``, exact up to rounding: (n,) float64.
 
-    The architecture must pass :func:`has_exact_trace`.
+    The architecture must pass :func:`has_exact_trace`. NaN for a model whose outputs are not finite.
     """
     with torch.no_grad():
         if isinstance(cohort.net, ChainNet):
@@ -89,6 +89,7 @@ def _chain_trace(cohort: Cohort, net: ChainNet, x: Tensor, y: Tensor, task: Task
     rank = 1 if len(outs) < 3 else 1 + sum(outs[2:])  # factors carried down past the second layer from the top
     block = max(1, BLOCK // (n * max(w.shape[2] + w.shape[1] for w in weights) * rank))
     total = torch.zeros(n, dtype=torch.float64)
+    largest = torch.finfo(cohort.params[net.links[0].weight].dtype).max  # beyond it the model itself overflows
     for start in range(0, len(x), block):
         h = x[start : start + block].double().flatten(1).T.expand(n, -1, -1)  # (n, d, b)
         reach, slopes, bends = [], [], []
@@ -98,6 +99,7 @@ def _chain_trace(cohort: Cohort, net: ChainNet, x: Tensor, y: Tensor, task: Task
             h, slope, bend = activate([function for _, function in link.after], z)
             slopes.append(slope)
             bends.append(bend if curvature == "hessian" else None)
+        total[~(h.abs().flatten(1).amax(1) <= largest)] = torch.nan
         loss = OutputLoss(h, y[start : start + block], task, 1.0)
         u = loss.gradient
         # ∇² = diag(diagonal) + Σ_r signs_r f_r f_rᵀ with factors f (n, out, r, b) and signs (n, r, b)
@@ -126,10 +128,9 @@ def _through(
     """W ∇² Wᵀ for `w` (n, in, out), as a diagonal alone or as factors alone; None stands for nothing."""
     below = None if factors is None else torch.bmm(w, factors.flatten(2)).unflatten(2, factors.shape[2:])
     if diagonal_only:  # of the lowest layer nothing but the trace is wanted
-        got = None if below is None else (below.square() * signs.unsqueeze(1)).sum(2)
+        got = None if below is None else below.square_().mul_(signs.unsqueeze(1)).sum(2)
         if diagonal is not None:
-            own = torch.bmm(w.square(), diagonal)
-            got = own if got is None else got + own
+            got = torch.bmm(w.square(), diagonal) if got is None else got.baddbmm_(w.square(), diagonal)
         return got, None, signs
     if diagonal is None:
         return None, below, signs

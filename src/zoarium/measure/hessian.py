@@ -113,13 +113,15 @@ def hessian_trace(
             spent[rows] = matrices.shape[1]
     elif method in ("auto", "exact") and has_exact_trace(cohort, curvature):
         for rows, part in task.chunks():
-            value[rows] = exact_trace(part, task.x, task.y, task.task, curvature=curvature).numpy()
-            stderr[rows] = 0.0
+            traces = exact_trace(part, task.x, task.y, task.task, curvature=curvature).numpy()
+            finite = np.isfinite(traces)
+            task.diverged(rows[~finite])
+            value[rows[finite]], stderr[rows[finite]] = traces[finite], 0.0
     else:
-        for rows, part in task.chunks():
-            draws = [generator("hessian_trace", seed, name) for name in part.ids]
+        for rows, products in task.products():
+            draws = [generator("hessian_trace", seed, cohort.ids[i]) for i in rows]
             width = 0 if method == "hutchinson" else sketch
-            got = hutchpp(task.products(part), draws, sketch=width, rel_stderr=rel_stderr, max_products=max_products)
+            got = hutchpp(products, draws, sketch=width, rel_stderr=rel_stderr, max_products=max_products)
             value[rows], stderr[rows], spent[rows] = got.value, got.stderr, got.products
     return Estimates(value, stderr, len(task.x), spent, task.reasons)
 
@@ -201,9 +203,8 @@ def hessian_top_eigenvalue(
             top_bound[rows] = bottom_bound[rows] = 0.0
             spent[rows] = matrices.shape[1]
     else:
-        for rows, part in task.chunks():
-            products = task.products(part)
-            draws = [generator("hessian_top_eigenvalue", seed, name) for name in part.ids]
+        for rows, products in task.products():
+            draws = [generator("hessian_top_eigenvalue", seed, cohort.ids[i]) for i in rows]
             start = torch.stack([torch.randn(products.size, generator=g, dtype=products.dtype) for g in draws])
             got = lanczos_extremes(products, start, tol=tol, max_steps=max_products)
             top[rows], bottom[rows] = got.top, got.bottom

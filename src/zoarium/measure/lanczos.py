@@ -1,15 +1,15 @@
-"""Both ends of the spectrum of n symmetric matrices, by n Lanczos iterations run as one, each with a bound on its error.
+"""Both ends of the spectrum of n symmetric matrices, by n Lanczos iterations run as one, with bounds on their errors.
 
     A Q_j = Q_j T_j + β_j q_{j+1} e_jᵀ,      θ_1 >= ... >= θ_j the eigenvalues of T_j,      θ_1 <= λ_1
 
 All earlier vectors are orthogonalised against, so no eigenvalue appears twice (Lanczos, "An iteration method for the
 solution of the eigenvalue problem", 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, section 13).
 
-When to stop. A small residual shows that *an* eigenvalue is near θ_1, not that none is larger: the top stays hidden for a
-while where the random start is nearly orthogonal to its eigenvector u. On trained perceptrons a residual of 1 % stopped
-at the second eigenvalue, up to 30 % too low, in one model of 200. So the bound here is on the top itself (van Dorsselaer,
-Hochstenbach & van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of symmetric matrices with the
-Lanczos method", 2000). Since q_{j+1} = P_j(A) q_1 with P_j(λ) = Π (λ - θ_i) / Π β_i has length one,
+When to stop. A small residual shows that *an* eigenvalue is near θ_1, not that none is larger: the top stays hidden for
+a while where the random start is nearly orthogonal to its eigenvector u. On trained perceptrons a residual of 1 %
+stopped at the second eigenvalue, up to 30 % too low, in one model of 200. So the bound here is on the top itself (van
+Dorsselaer, Hochstenbach & van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of symmetric matrices
+with the Lanczos method", 2000). As q_{j+1} = P_j(A) q_1 with P_j(λ) = Π (λ - θ_i) / Π β_i has length one,
 
     1 >= |uᵀ q_{j+1}| = P_j(λ_1) |uᵀ q_1|,      and |uᵀ q_1| >= δ = η √(π / 2p) with probability at least 1 - η,
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from zoarium.measure.products import Products
 
 CHANCE = 1e-3  # η, with which the start hides an end of the spectrum
-DEAD_WEIGHT = 0.2  # share of matrices that are done at which the stack is worth copying without them
+DEAD_WEIGHT = 0.25  # share of matrices that are done at which the stack is worth copying without them
 FIRST_CHECK = 5  # steps before a first look
 ROUNDING = 16.0  # a bound below this many units of rounding of the largest eigenvalue is as small as it gets
 
@@ -83,12 +83,12 @@ def lanczos_extremes(products: Products, start: Tensor, *, tol: float = 0.03, ma
     ritz = np.full((n, steps), np.nan)  # ascending, the first `spent` of each row
     log_beta, spent, done = np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
     rows = np.arange(n)
-    basis = start.new_empty(n, min(steps, 24) + 1, p)
+    basis = start.new_empty(n, min(steps, 12) + 1, p)
     basis[:, 0] = start / start.norm(dim=1, keepdim=True)
     t = np.zeros((n, steps + 1, steps + 1))
     for j in range(steps):
         if j + 1 >= basis.shape[1]:
-            basis = torch.cat([basis, basis.new_empty(len(rows), min(24, steps - j), p)], 1)
+            basis = torch.cat([basis, basis.new_empty(len(rows), min(12, steps - j), p)], 1)
         w = products(basis[:, j])
         size, inner = w.norm(dim=1), _orthogonalise(w, basis[:, : j + 1])
         rest = w.norm(dim=1)
@@ -111,11 +111,11 @@ def lanczos_extremes(products: Products, start: Tensor, *, tol: float = 0.03, ma
         if done[rows].mean() > DEAD_WEIGHT and j + 1 < steps:
             left = np.flatnonzero(~done[rows])
             products = products.select(left.tolist())
-            basis, rows = basis[torch.from_numpy(left)], rows[left]
+            basis, rows = basis[:, : j + 2].index_select(0, torch.from_numpy(left)), rows[left]
     top, bottom = ritz[np.arange(n), spent - 1], ritz[:, 0]
     floor = eps * np.maximum(np.abs(top), np.abs(bottom))
-    top_bound = _reach(top[:, None] - ritz, log_beta + enough) + floor
-    bottom_bound = _reach(ritz - bottom[:, None], log_beta + enough) + floor
+    top_bound = np.where(floor == 0, 0.0, _reach(top[:, None] - ritz, log_beta + enough) + floor)
+    bottom_bound = np.where(floor == 0, 0.0, _reach(ritz - bottom[:, None], log_beta + enough) + floor)
     return Extremes(top, top_bound, bottom, bottom_bound, spent, done)
 
 

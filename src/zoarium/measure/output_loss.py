@@ -96,12 +96,16 @@ class OutputLoss:
 
     def hessian_product(self, v: Tensor) -> Tensor:
         """Multiply `v` (n, c, b) by the Hessian in the outputs."""
+        return self.hessian_product_(v.clone())
+
+    def hessian_product_(self, v: Tensor) -> Tensor:
+        """Multiply `v` (n, c, b) by the Hessian in the outputs, in place."""
         if self.task == "regression":
-            return v * (2 / v.shape[1] * self.scale)
-        p = self.probabilities
+            return v.mul_(2 / v.shape[1] * self.scale)
         # A constant added to v changes nothing; this one makes the large terms of a confident model vanish exactly.
-        v = v - v.gather(1, self.likeliest)
-        return (v - (p * v).sum(1, keepdim=True)).mul_(self.scaled)
+        v -= v.gather(1, self.likeliest)
+        v -= (self.probabilities * v).sum(1, keepdim=True)
+        return v.mul_(self.scaled)
 
     def diagonal_and_rank_one(self) -> tuple[Tensor, Tensor]:
         """`m` and `q`, both (n, c, b), with Hessian = scale (diag(m) - q qᵀ)."""

@@ -28,6 +28,7 @@ class Products(Protocol):
     n: int
     size: int
     dtype: torch.dtype
+    finite: Tensor  # whether the outputs of each model are: (n,)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Products (n, p) with vectors `v` (n, p)."""
@@ -91,6 +92,8 @@ class AutogradProducts:
         self._flat = cohort.flat.requires_grad_()
         self.n, self.size = self._flat.shape
         self.dtype = self._flat.dtype
+        batches = x.split(self._batch)
+        self.finite = torch.stack([cohort(part).flatten(1).isfinite().all(1) for part in batches]).all(0)
         # The graph of the gradient is kept when one batch holds all the data; of several, each is built anew.
         self._kept = self._differentiate(0) if self._batch >= len(x) else None
 
