@@ -52,18 +52,43 @@ def test_reports_reach_the_parent():
     assert sorted(seen) == tasks
 
 
-def test_closing_early_lets_workers_stop():
-    def patient(task, worker):
-        deadline = time.monotonic() + 30
-        while task and not worker.stopping and time.monotonic() < deadline:
-            time.sleep(0.01)
+def patient(task, worker):
+    deadline = time.monotonic() + 30
+    while task and not worker.stopping and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return task
+
+
+def saving(folder):
+    def save_when_asked(task, worker):
+        patient(task, worker)
+        if worker.stopping:
+            (folder / str(task)).write_text("saved")
         return task
 
-    running = run_tasks(patient, [0, 1], workers=2)
+    return save_when_asked
+
+
+def test_closing_early_lets_graceful_tasks_save_and_ends_others(tmp_path):
     start = time.monotonic()
-    assert next(running) == (0, 0)
-    running.close()
-    assert time.monotonic() - start < 20
+    for graceful in (False, True):
+        running = run_tasks(saving(tmp_path), [0, 1], workers=2, graceful=graceful)
+        assert next(running) == (0, 0)
+        running.close()
+        assert (tmp_path / "1").exists() == graceful
+    assert time.monotonic() - start < 25
+
+
+def test_an_interrupt_of_the_only_worker_lets_a_graceful_task_save(tmp_path):
+    def interrupt_itself(task, worker):
+        os.kill(os.getpid(), signal.SIGINT)
+        return saving(tmp_path)(task, worker)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_tasks(interrupt_itself, [7], workers=1, graceful=True))
+    assert (tmp_path / "7").exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_there_is_at_least_one_core():

@@ -192,17 +192,20 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path):
     assert (killed.check()["state"] == "ok").all()
 
 
-def test_an_interrupt_saves_and_resumes(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.replace("epochs=12", "epochs=400"), str(tmp_path / "z"), "2"]
-    )
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, workers):
+    (tmp_path / "spec.yaml").write_text("width: [2, 4]\nbatch_size: [20, 50]\nseed: {range: [0, 2]}\nepochs: 1000\n")
+    words = [sys.executable, "-m", "zoarium", "grow", str(tmp_path / "spec.yaml"), "-o", str(tmp_path / "z"), "-w", workers]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "z" / "growing").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "z" / "models.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
-    zoo = za.open(tmp_path / "z")
-    assert set(zoo.table["status"]) <= {"planned", "trained"}
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to resume" in said
+    assert set(za.open(tmp_path / "z").table["status"]) == {"planned"}
     assert any((tmp_path / "z" / "growing").iterdir())
 
 

@@ -15,6 +15,7 @@ import multiprocessing as mp
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,25 @@ def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: C
             pipe.send(result)
 
 
+@contextlib.contextmanager
+def _interrupt_asks(here: _Here) -> Iterator[None]:
+    """The first interrupt asks the running task to save and stop, the second raises as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        if here.stopping:
+            raise KeyboardInterrupt
+        here.stopping = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _forbid_polars() -> None:
     import polars as pl
 
@@ -123,6 +143,7 @@ def run_tasks(
     tasks: Sequence[Any],
     *,
     workers: int | None = None,
+    graceful: bool = False,
     on_report: Callable[[Any], None] = lambda message: None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield ``(index, function(tasks[index], worker))`` as tasks finish; put long tasks first.
@@ -135,6 +156,9 @@ def run_tasks(
         Independent pieces of work.
     workers : int, optional
         Processes; default one a core, never more than tasks. With 1 the tasks run here, in order, on one torch thread.
+    graceful : bool, default False
+        Whether tasks watch ``worker.stopping`` and save when it turns true. If so, an interrupt asks them to, waits,
+        and is then raised; otherwise it ends them at once. A second interrupt always does.
     on_report : callable
         Receives what tasks report.
 
@@ -145,15 +169,16 @@ def run_tasks(
 
     Notes
     -----
-    When the consumer is interrupted or closes the generator, workers see ``stopping``, finish what they must, and are
-    waited for; their late results are yielded no more. A second interrupt ends them at once.
+    When the consumer stops early, late results are yielded no more.
     """
     workers = min(workers or available_cores(), len(tasks))
     if workers <= 1:
         here = _Here(on_report)
         for index, task in enumerate(tasks):
-            with torch_threads(1):
+            with torch_threads(1), _interrupt_asks(here) if graceful else contextlib.nullcontext():
                 result = function(task, here)
+            if here.stopping:
+                raise KeyboardInterrupt
             yield index, result
         return
 
@@ -162,7 +187,7 @@ def run_tasks(
     pipes: dict[Connection, Any] = {}
     queue = iter(range(len(tasks)))
     try:
-        for _ in range(workers):
+        for _ in range(workers):  # fork before any task starts
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(function, tasks, theirs, stop), daemon=True)
             process.start()
@@ -191,12 +216,13 @@ def run_tasks(
                     busy.discard(pipe)
                 yield index, content
     finally:
-        stop.set()
+        if graceful:
+            stop.set()
         try:
             for pipe, process in pipes.items():
                 with contextlib.suppress(OSError, ValueError):
                     pipe.send(None)
-                while process.is_alive():  # drain, so that a worker blocked on a full pipe can end
+                while graceful and process.is_alive():  # drain, so that a worker blocked on a full pipe can end
                     with contextlib.suppress(EOFError, OSError):
                         if pipe.poll(0.05):
                             pipe.recv()

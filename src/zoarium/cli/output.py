@@ -63,10 +63,23 @@ def show(value: Any) -> str:
 
 @contextmanager
 def progress(label: str, *, quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
-    """A bar on standard error: call what is yielded with (done, total, note); silent when quiet or not a terminal."""
-    if quiet or not err.is_terminal:
-        yield lambda done, total, note: None
-        return
+    """A bar on standard error: call what is yielded with (done, total, note); silent when quiet or not a terminal.
+
+    An interrupt inside the block says how to resume and ends the program with 130, as a shell expects.
+    """
+    try:
+        if quiet or not err.is_terminal:
+            yield lambda done, total, note: None
+        else:
+            with _bar(label) as update:
+                yield update
+    except KeyboardInterrupt:
+        err.print("interrupted: what was done is saved; run the same command again to resume.")
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[float, float, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,12 +348,16 @@ def _train(
     before = total - sum(map(length, todo))
     trained: dict[str, int] = {}
 
+    start = time.monotonic()
+
     def report(epoch: Any) -> None:
         trained[epoch.key] = epoch.model_epochs
-        on_progress(before + sum(trained.values()), total, f"{len(job.configs)} models")
+        done = sum(trained.values())
+        speed = done / total * len(job.configs) / max(time.monotonic() - start, 1e-9)
+        on_progress(before + done, total, f"{speed:.1f} models/s")
 
     interrupted = False
-    for index, grown in run_tasks(job, todo, workers=workers, on_report=report):
+    for index, grown in run_tasks(job, todo, workers=workers, graceful=True, on_report=report):
         if grown is None:
             interrupted = True
             continue
