@@ -195,7 +195,17 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, workers):
     (tmp_path / "spec.yaml").write_text("width: [2, 4]\nbatch_size: [20, 50]\nseed: {range: [0, 2]}\nepochs: 1000\n")
-    words = [sys.executable, "-m", "zoarium", "grow", str(tmp_path / "spec.yaml"), "-o", str(tmp_path / "z"), "-w", workers]
+    words = [
+        sys.executable,
+        "-m",
+        "zoarium",
+        "grow",
+        str(tmp_path / "spec.yaml"),
+        "-o",
+        str(tmp_path / "z"),
+        "-w",
+        workers,
+    ]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "z" / "models.parquet").exists() and time.monotonic() < deadline:
