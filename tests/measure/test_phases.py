@@ -1,6 +1,5 @@
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -284,8 +283,8 @@ class FakeZoo:
         ).select("cell", *axes, "ids")  # fmt: skip
         ids = [i for group in self._ids.values() for i in group]
         self.table = pl.DataFrame(
-            {"id": ids, "batch_size": [b for _, b in points for _ in range(3)], "epochs": [30] * len(ids),
-             "steps": pl.Series([steps] * len(ids), dtype=pl.Int64),
+            {"id": ids, "data": "digits", "batch_size": [b for _, b in points for _ in range(3)],
+             "epochs": [30] * len(ids), "steps": pl.Series([steps] * len(ids), dtype=pl.Int64),
              "status": ["diverged" if i in diverged else "trained" for i in ids]}
         )  # fmt: skip
         self._long = {}
@@ -308,8 +307,11 @@ class FakeZoo:
             raise StoreError("not measured")
         return self._long[quantity]
 
-    def data_of(self, ids):
-        return SimpleNamespace(task="classification", n_outputs=10)
+    classes = 10
+
+    @property
+    def info(self):
+        return {"data": {"digits": {"task": "classification", "n_outputs": self.classes}}}
 
 
 def test_the_cells_of_a_zoo_get_their_phases_with_axes_and_caveat():
@@ -370,7 +372,7 @@ def test_only_the_last_epoch_measured_counts():
 def test_the_collapsed_error_follows_the_number_of_classes():
     zoo = FakeZoo()
     assert zoo_phase_result(zoo).thresholds.collapsed_error == pytest.approx(0.6)
-    zoo.data_of = lambda ids: SimpleNamespace(task="classification", n_outputs=2)
+    zoo.classes = 2
     assert zoo_phase_result(zoo).thresholds.collapsed_error == pytest.approx(1 / 3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def grow(
                 programs = _programs(grid, members, data, memory)
                 job = Job(zoo.path, members, data, grid.factory, checkpoints, history, save_every_s)
                 _train(zoo, job, programs, finished, workers, on_progress)
+        if "planned" not in zoo.table["status"]:
+            shutil.rmtree(zoo.path / "growing", ignore_errors=True)  # also what a kill left half-written there
     return zoo
 
 
@@ -365,9 +368,6 @@ def _train(
         job.state_file(todo[index]).unlink(missing_ok=True)
     if interrupted:
         raise KeyboardInterrupt
-    folder = job.folder / "growing"
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _commit(zoo: Zoo, grown: Grown) -> None:
