@@ -117,7 +117,7 @@ def main() -> None:
         ("with", f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}"),
     ]
     if options.markdown:
-        print("| CKA, all pairs | |\n|---|---|")
+        print("## CKA of all pairs\n\n| what | value |\n|---|---|")
     for name, text in rows:
         print(f"| {name} | {text} |" if options.markdown else f"{name:34s} {text}")
 

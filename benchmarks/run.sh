@@ -8,7 +8,7 @@ if [ ! -e "$venv/.installed" ]; then
   python3 -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --upgrade "pip>=24" -c constraints.txt
   "$venv/bin/python" -m pip install --quiet -e ".[data]" -c constraints.txt
-  "$venv/bin/python" -m pip install --quiet pyhessian==0.1 torch_cka==0.21 -c constraints.txt
+  "$venv/bin/python" -m pip install --quiet pyhessian==0.1 torch_cka==0.21 tqdm matplotlib -c constraints.txt
   touch "$venv/.installed"
 fi
 python="../$venv/bin/python"

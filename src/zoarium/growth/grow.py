@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zoarium.zoo import WeightsFile, Zoo
 
 Progress = Callable[[float, float, str], None]
+COMMIT_EVERY_S = 2.0  # a finished program is part of the zoo at most this much later
 
 
 def grow(
@@ -359,28 +360,40 @@ def _train(
         speed = done / total * len(job.configs) / max(time.monotonic() - start, 1e-9)
         on_progress(before + done, total, f"{speed:.1f} models/s")
 
+    waiting: list[tuple[Program, Grown]] = []
+    committed = start
     interrupted = False
-    for index, grown in run_tasks(job, todo, workers=workers, graceful=True, on_report=report):
-        if grown is None:
-            interrupted = True
-            continue
-        _commit(zoo, grown)
-        job.state_file(todo[index]).unlink(missing_ok=True)
+    try:
+        for index, grown in run_tasks(job, todo, workers=workers, graceful=True, on_report=report):
+            if grown is None:
+                interrupted = True
+                continue
+            waiting.append((todo[index], grown))
+            if time.monotonic() - committed > COMMIT_EVERY_S:
+                _commit(zoo, job, waiting)
+                waiting, committed = [], time.monotonic()
+    finally:
+        _commit(zoo, job, waiting)
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _commit(zoo: Zoo, grown: Grown) -> None:
-    """One transaction: weights, history and the models' new status."""
-    history = pl.DataFrame(grown.history)
-    ids = history["id"].unique()
-    status = pl.when(pl.col("id").is_in(list(grown.diverged))).then(pl.lit("diverged")).otherwise(pl.lit("trained"))
+def _commit(zoo: Zoo, job: Job, finished: Sequence[tuple[Program, Grown]]) -> None:
+    """One transaction for some finished programs: weights, history and the models' new status."""
+    if not finished:
+        return
+    history = pl.concat([pl.DataFrame(grown.history) for _, grown in finished])
+    diverged = [i for _, grown in finished for i in grown.diverged]
+    status = pl.when(pl.col("id").is_in(diverged)).then(pl.lit("diverged")).otherwise(pl.lit("trained"))
     with zoo.writing() as transaction:
-        for file in grown.files:
-            transaction.add_weights_file(file)
+        for _, grown in finished:
+            for file in grown.files:
+                transaction.add_weights_file(file)
         transaction.upsert("history", history, key=["id", "epoch"])
-        models = zoo.table.filter(pl.col("id").is_in(ids.implode()))
+        models = zoo.table.join(history.select("id").unique(), on="id", how="semi", maintain_order="left")
         transaction.upsert("models", models.with_columns(status=status), key=["id"])
+    for program, _ in finished:
+        job.state_file(program).unlink(missing_ok=True)
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor] | None, dict[str, WeightsFile]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -57,7 +58,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"net {self.net!r} has a parameter named like an axis of training: {sorted(clash)}")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Name of the net and a digest of everything that decides the trained weights."""
         return f"{self.net}-{settings_hash(self.model_dump(mode='json'), 10)}"
