@@ -26,7 +26,7 @@ from zoarium.data import load
 from zoarium.data.dataset import Dataset, Split
 from zoarium.measure.barrier import linear_barrier
 from zoarium.measure.connectivity import mode_connectivity
-from zoarium.measure.curves import fit_curve, learning_rate
+from zoarium.measure.paths.curves import fit_curve, learning_rate
 from zoarium.zoo.cohort import Cohort
 
 WIDTHS = (2, 4, 8, 16, 32, 64, 128)

@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from zoarium.data import load
 from zoarium.data.dataset import Dataset
+from zoarium.measure.curvature.products import products_of
 from zoarium.measure.hessian import hessian_top_eigenvalue, hessian_trace
-from zoarium.measure.products import products_of
 from zoarium.zoo.cohort import Cohort
 
 WIDTH, SAMPLES, DENSE = 32, 640, 4

@@ -12,7 +12,7 @@ from torch import nn
 
 import zoarium as za
 from zoarium._core.errors import GridError, LockedError, ZoariumError
-from zoarium.growth.grow import _parse_checkpoints
+from zoarium.growth.job import parse_checkpoints
 from zoarium.train import train_one_plainly
 
 TINY = {"width": [2, 4], "batch_size": [50, 250], "seed": range(2), "epochs": 2}
@@ -75,7 +75,7 @@ def test_without_a_folder_the_zoo_is_temporary_and_can_be_saved(tmp_path):
     ],
 )  # fmt: skip
 def test_checkpoints_are_counted_from_either_end(wanted, epochs, kept):
-    assert _parse_checkpoints(wanted, epochs) == kept
+    assert parse_checkpoints(wanted, epochs) == kept
 
 
 @pytest.mark.parametrize("wanted", ["lst", "last:0", "every:x", [1.5], [True]])

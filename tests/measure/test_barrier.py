@@ -129,7 +129,7 @@ def test_a_pair_is_the_same_whatever_else_is_in_the_cohort(two, monkeypatch):
     both = and_shuffled(cohort)
     alone = linear_barrier(cohort, torch.tensor([[0, 1]]), data)
     among = linear_barrier(both, torch.tensor([[2, 3], [0, 1], [0, 3]]), data)
-    monkeypatch.setattr("zoarium.measure.samples.CHUNK_BYTES", 1)
+    monkeypatch.setattr("zoarium.measure.paths.samples.CHUNK_BYTES", 1)
     cut = linear_barrier(both, torch.tensor([[2, 3], [0, 1], [0, 3]]), data)
     for name in QUANTITIES:
         assert among[name].value[1] == pytest.approx(alone[name].value[0], abs=1e-9)

@@ -16,7 +16,7 @@ from zoarium._core.errors import MeasureError
 from zoarium._core.seeds import generator
 from zoarium.data.dataset import Dataset, Split
 from zoarium.measure.connectivity import departure, mode_connectivity
-from zoarium.measure.curves import CurvePoints, basis, fit_curve, learning_rate, straight
+from zoarium.measure.paths.curves import CurvePoints, basis, fit_curve, learning_rate, straight
 from zoarium.zoo.cohort import Cohort
 
 BRIEF = {"epochs": 3, "batch_size": 16, "lr": 0.1, "seed": 5}
@@ -296,7 +296,7 @@ def test_pairs_are_cut_to_fit_in_memory_without_changing_a_value(monkeypatch):
     data, cohort = toy(), cohort_of(mlp, (0, 1, 2))
     pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
     whole = mode_connectivity(cohort, pairs, data, **BRIEF)
-    monkeypatch.setattr("zoarium.measure.samples.CHUNK_BYTES", 1)
+    monkeypatch.setattr("zoarium.measure.paths.samples.CHUNK_BYTES", 1)
     cut = mode_connectivity(cohort, pairs, data, **BRIEF)
     for name in whole:
         np.testing.assert_allclose(cut[name].value, whole[name].value, atol=1e-9)

@@ -147,8 +147,8 @@ def test_a_model_measured_alone_has_the_values_it_has_in_company_in_any_order(ma
 def test_cutting_the_cohort_into_chunks_changes_nothing(monkeypatch):
     cohort, data = cohort_of(n=5), data_of()
     whole = hessian_trace(cohort, data), hessian_top_eigenvalue(cohort, data)["hessian_top_eigenvalue"]
-    monkeypatch.setattr("zoarium.measure.curvature_task.CHAIN_CHUNK", 1)
-    monkeypatch.setattr("zoarium.measure.curvature_task.GRAPH_CHUNK", 50)
+    monkeypatch.setattr("zoarium.measure.curvature.task.CHAIN_CHUNK", 1)
+    monkeypatch.setattr("zoarium.measure.curvature.task.GRAPH_CHUNK", 50)
     cut = hessian_trace(cohort, data), hessian_top_eigenvalue(cohort, data)["hessian_top_eigenvalue"]
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_allclose(a.value, b.value, rtol=1e-10)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoarium.measure.lanczos import lanczos_extremes
+from zoarium.measure.curvature.lanczos import lanczos_extremes
 
 DOUBLE = torch.float64
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoarium.measure.chain_products import ChainProducts
-from zoarium.measure.output_loss import OutputLoss, loss_of
-from zoarium.measure.products import AutogradProducts, products_of
+from zoarium.measure.curvature.chain_products import ChainProducts
+from zoarium.measure.curvature.output_loss import OutputLoss, loss_of
+from zoarium.measure.curvature.products import AutogradProducts, products_of
 from zoarium.zoo.cohort import Cohort
 
 DOUBLE = torch.float64
@@ -120,7 +120,7 @@ def test_products_are_the_same_when_nothing_is_kept_between_them(monkeypatch):
     cohort = cohort_of(NETS["relu"])
     x, y = samples("classification")
     kept = products_of(cohort, x, y, "classification")
-    monkeypatch.setattr("zoarium.measure.chain_products.KEEP", 0)
+    monkeypatch.setattr("zoarium.measure.curvature.chain_products.KEEP", 0)
     fresh = products_of(cohort, x, y, "classification")
     v = torch.randn(3, cohort.layout.size, dtype=DOUBLE)
     assert kept._kept is not None and fresh._kept is None

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from zoarium.measure.exact_trace import exact_trace, has_exact_trace, piecewise_linear
-from zoarium.measure.hutchpp import PILOT, hutchpp
-from zoarium.measure.output_loss import loss_of
+from zoarium.measure.curvature.exact_trace import exact_trace, has_exact_trace, piecewise_linear
+from zoarium.measure.curvature.hutchpp import PILOT, hutchpp
+from zoarium.measure.curvature.output_loss import loss_of
 from zoarium.zoo.cohort import Cohort
 
 DOUBLE = torch.float64
@@ -95,7 +95,7 @@ def test_exact_trace_is_that_of_the_dense_matrix(name, task, curvature):
 def test_exact_trace_does_not_depend_on_how_the_data_are_cut(name, monkeypatch):
     cohort, x, y = case(name, "classification")
     whole = exact_trace(cohort, x, y, "classification")
-    monkeypatch.setattr("zoarium.measure.exact_trace.BLOCK", 1)
+    monkeypatch.setattr("zoarium.measure.curvature.exact_trace.BLOCK", 1)
     torch.testing.assert_close(exact_trace(cohort, x, y, "classification"), whole)
 
 

@@ -19,9 +19,9 @@ from zoarium._core.errors import MeasureError, NetError
 from zoarium._core.estimates import Estimates, concatenate
 from zoarium.data.dataset import Dataset
 from zoarium.measure.alignment import Method, match
-from zoarium.measure.curves import CurvePoints, straight
+from zoarium.measure.paths.curves import CurvePoints, straight
+from zoarium.measure.paths.samples import not_finite, pair_chunks, paired_mean
 from zoarium.measure.registry import measure
-from zoarium.measure.samples import not_finite, pair_chunks, paired_mean
 from zoarium.zoo.cohort import Cohort
 
 CHECKED = 256  # training inputs on which a permuted model is compared with the original

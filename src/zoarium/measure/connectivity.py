@@ -1,6 +1,6 @@
 """Mode connectivity: whether a curve of low loss joins two models.
 
-With l_t the training error along a trained curve (:mod:`zoarium.measure.curves`),
+With l_t the training error along a trained curve (:mod:`zoarium.measure.paths.curves`),
 
     mc = (l_0 + l_1)/2 - l_{t*},    t* = argmax_t |(l_0 + l_1)/2 - l_t|
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from zoarium._core.errors import MeasureError
 from zoarium._core.estimates import Estimates, concatenate
 from zoarium.data.dataset import Dataset
-from zoarium.measure.curves import CurvePoints, Kind, Schedule, fit_curve
+from zoarium.measure.paths.curves import CurvePoints, Kind, Schedule, fit_curve
+from zoarium.measure.paths.samples import not_finite, pair_chunks, paired_mean
 from zoarium.measure.registry import measure
-from zoarium.measure.samples import not_finite, pair_chunks, paired_mean
 from zoarium.zoo.cohort import Cohort
 
 QUANTITIES = ("mode_connectivity", "mode_connectivity_loss", "mode_connectivity_test")
@@ -58,8 +58,8 @@ def mode_connectivity(
     points : int, default 9
         Equidistant points of the curve that are evaluated, ends included.
     curve, bends, epochs, batch_size, lr, momentum, weight_decay, schedule, clip_norm, seed
-        How the curve is trained: see :func:`zoarium.measure.curves.fit_curve`. Published uses differ in the budget (10
-        epochs for the phase zoos, 50 in the taxonomy) and the value depends on it.
+        How the curve is trained: see :func:`zoarium.measure.paths.curves.fit_curve`. Published uses differ in the budget
+        (10 epochs for the phase zoos, 50 in the taxonomy) and the value depends on it.
 
     Returns
     -------

@@ -16,11 +16,11 @@ from zoarium._core.errors import MeasureError
 from zoarium._core.estimates import Estimates
 from zoarium._core.seeds import generator
 from zoarium.data.dataset import Dataset
-from zoarium.measure.curvature_task import CurvatureTask, check_name, check_products
-from zoarium.measure.exact_trace import exact_trace, has_exact_trace
-from zoarium.measure.hutchpp import hutchpp
-from zoarium.measure.lanczos import lanczos_extremes
-from zoarium.measure.output_loss import Curvature
+from zoarium.measure.curvature.exact_trace import exact_trace, has_exact_trace
+from zoarium.measure.curvature.hutchpp import hutchpp
+from zoarium.measure.curvature.lanczos import lanczos_extremes
+from zoarium.measure.curvature.output_loss import Curvature
+from zoarium.measure.curvature.task import CurvatureTask, check_name, check_products
 from zoarium.measure.registry import measure
 from zoarium.zoo.cohort import Cohort
 
@@ -59,8 +59,8 @@ def hessian_trace(
     method : {"auto", "exact", "hutchpp", "hutchinson", "dense"}, default "auto"
         "exact" (no products, standard error 0) is for perceptrons, for nets of layers in a row that are piecewise
         linear in each parameter, and for the Gauss-Newton matrix of any net of layers in a row; see
-        :mod:`zoarium.measure.exact_trace` for the proof. "auto" takes it where it applies and Hutch++ elsewhere.
-        "dense" builds the whole matrix.
+        :mod:`zoarium.measure.curvature.exact_trace` for the proof. "auto" takes it where it applies and Hutch++
+        elsewhere. "dense" builds the whole matrix.
     rel_stderr : float, default 0.02
         Standard error over value that the stochastic methods aim at.
     max_products : int, default 300
@@ -167,7 +167,7 @@ def hessian_top_eigenvalue(
         ``hessian_top_eigenvalue``, the largest; ``hessian_spectral_radius``, the largest absolute value, which is what
         power iteration finds; ``hessian_smallest_eigenvalue``, a by-product, as sharp as the other two happened to
         need. `stderr` is *a bound, not a standard error*: the eigenvalue lies between the value and the value moved
-        outwards by it, but for a chance of 1 in 1,000 (see :mod:`zoarium.measure.lanczos`).
+        outwards by it, but for a chance of 1 in 1,000 (see :mod:`zoarium.measure.curvature.lanczos`).
 
     Raises
     ------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoarium._core.estimates import Estimates
 from zoarium.data.dataset import Dataset, Split, Task
-from zoarium.measure.output_loss import check_targets, targets
+from zoarium.measure.curvature.output_loss import check_targets, targets
 from zoarium.measure.registry import measure
 from zoarium.zoo.cohort import Cohort
 

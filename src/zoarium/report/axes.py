@@ -1,6 +1,6 @@
 """Which axis of a grid is which physical one, and which way is hot.
 
-The physics is :mod:`zoarium.measure.phase_axes`'s; here it becomes directions on a page.
+The physics is :mod:`zoarium.measure.phases.axes`'s; here it becomes directions on a page.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from zoarium.measure.phase_axes import LOAD, TEMPERATURE, equal_epochs_caveat
+from zoarium.measure.phases.axes import LOAD, TEMPERATURE, equal_epochs_caveat
 
 Role = Literal["load", "temperature", "axis"]
 

@@ -18,7 +18,7 @@ import polars as pl
 import zoarium as za
 from zoarium._core.statistics import partial_spearman, spearman
 from zoarium.evaluate import effects_by_phase
-from zoarium.measure.phase_map import label_contiguity
+from zoarium.measure.phases.map import label_contiguity
 from zoarium.studies.registry import Budget, Findings, Progress, study
 from zoarium.studies.result import Check
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import altair
     import polars as pl
 
-    from zoarium.measure.phase_map import PhaseMap
     from zoarium.measure.phases import Thresholds
+    from zoarium.measure.phases.map import PhaseMap
     from zoarium.zoo.weight_dataset import WeightDataset
     from zoarium.zoo.zoo import Zoo
 
@@ -67,7 +67,7 @@ class Verbs:
         >>> print(str(zoo.phase_map()).splitlines()[0])
         batch_size \ width   2   32
         """
-        from zoarium.measure.phase_map import phase_map_text
+        from zoarium.measure.phases.map import phase_map_text
 
         return phase_map_text(self.phases(**options))
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from zoarium._core.errors import MeasureError, unknown_name
 from zoarium._core.seeds import stream
-from zoarium.measure.phase_axes import describe_axis
+from zoarium.measure.phases.axes import describe_axis
 
 # Letters carry the meaning; colours (Okabe and Ito's, safe for the colour-blind) repeat it.
 STYLES = {

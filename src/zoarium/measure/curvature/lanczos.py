@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoarium.measure.products import Products
+from zoarium.measure.curvature.products import Products
 
 CHANCE = 1e-3  # η, with which the start hides an end of the spectrum
 DEAD_WEIGHT = 0.25  # share of matrices that are done at which the stack is worth copying without them

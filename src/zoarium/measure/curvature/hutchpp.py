@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoarium.measure.products import Products
+from zoarium.measure.curvature.products import Products
 
 PILOT = 16  # probes that decide how many more are needed
 MARGIN = 1.15  # for the chance in the pilot's estimate of the norm

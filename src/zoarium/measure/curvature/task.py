@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from zoarium._core.errors import MeasureError, unknown_name
 from zoarium.data.dataset import Dataset, Task
-from zoarium.measure.output_loss import Curvature, check_targets
-from zoarium.measure.products import Products, products_of
+from zoarium.measure.curvature.output_loss import Curvature, check_targets
+from zoarium.measure.curvature.products import Products, products_of
 from zoarium.nets.stacked import ChainNet
 from zoarium.zoo.cohort import Cohort
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoarium.data.dataset import Dataset
-from zoarium.measure.chains import SharedChain, with_ones
+from zoarium.measure.paths.chains import SharedChain, with_ones
 from zoarium.nets import Layout, StackedNet, stack
 from zoarium.zoo.batchnorm import BATCH_NORMS
 from zoarium.zoo.cohort import Cohort

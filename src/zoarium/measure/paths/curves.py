@@ -26,8 +26,8 @@ from torch import Tensor
 from zoarium._core.errors import MeasureError, unknown_name
 from zoarium._core.seeds import generator
 from zoarium.data.dataset import Dataset, Split
-from zoarium.measure.curve_gradients import GradientProgram, gradient_program
-from zoarium.measure.samples import STATISTICS_BATCH, sample_losses
+from zoarium.measure.paths.gradients import GradientProgram, gradient_program
+from zoarium.measure.paths.samples import STATISTICS_BATCH, sample_losses
 from zoarium.zoo.batchnorm import has_batchnorm, reestimate_batchnorm
 from zoarium.zoo.cohort import Cohort
 

@@ -1,4 +1,4 @@
-"""Label the phase of every cell of a zoo; :mod:`zoarium.measure.phase_rule` has the rule.
+"""Label the phase of every cell of a zoo; :mod:`zoarium.measure.phases.rule` has the rule.
 
 Confidence comes from resampling the seeds of every cell and finding the cuts anew, so it covers the spread over seeds
 and what it does to the thresholds, but not the choice of the rule.
@@ -16,9 +16,8 @@ import numpy as np
 import polars as pl
 
 from zoarium._core.errors import DamagedError, MeasureError, StoreError
-from zoarium.measure.phase_axes import axis_roles, describe_axis, equal_epochs_caveat
-from zoarium.measure.phase_map import Contiguity, PhaseMap, label_contiguity, phase_map_text
-from zoarium.measure.phase_rule import (
+from zoarium.measure.phases.axes import axis_roles, equal_epochs_caveat
+from zoarium.measure.phases.rule import (
     BY_MODEL,
     BY_PAIR,
     CODES,
@@ -31,11 +30,6 @@ from zoarium.measure.phase_rule import (
 
 if TYPE_CHECKING:
     from zoarium.zoo import Zoo
-
-__all__ = [
-    "PHASES", "Contiguity", "PhaseMap", "PhaseResult", "Thresholds", "axis_roles", "describe_axis", "label_contiguity",
-    "phase_labels", "phase_map_text", "zoo_phase_result", "zoo_phases",
-]  # fmt: skip
 
 PHASES = {
     "I": "under-fitted and under-sized",

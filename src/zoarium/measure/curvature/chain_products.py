@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoarium.data.dataset import Task
-from zoarium.measure.output_loss import Curvature, OutputLoss
+from zoarium.measure.curvature.output_loss import Curvature, OutputLoss
 from zoarium.nets.stacked import ChainNet
 from zoarium.zoo.cohort import Cohort
 

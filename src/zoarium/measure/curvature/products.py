@@ -3,8 +3,8 @@
     H = ∇²_θ (1/N) Σ_i ℓ(f(x_i; θ), y_i),        G = (1/N) Σ_i J_iᵀ ∇²_f ℓ_i J_i
 
 The loss is the mean cross-entropy (or squared error) of the nets in evaluation mode, without weight decay. Models are
-independent, so one pass serves all n. Perceptrons have a route of their own, :mod:`zoarium.measure.chain_products`; any
-other net differentiates twice through autograd.
+independent, so one pass serves all n. Perceptrons have a route of their own,
+:mod:`zoarium.measure.curvature.chain_products`; any other net differentiates twice through autograd.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from zoarium.data.dataset import Task
-from zoarium.measure.chain_products import ChainProducts
-from zoarium.measure.output_loss import Curvature, OutputLoss, loss_of
+from zoarium.measure.curvature.chain_products import ChainProducts
+from zoarium.measure.curvature.output_loss import Curvature, OutputLoss, loss_of
 from zoarium.nets.stacked import ChainNet
 from zoarium.zoo.cohort import Cohort
 

@@ -30,8 +30,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from zoarium.data.dataset import Task
-from zoarium.measure.chain_products import activate
-from zoarium.measure.output_loss import Curvature, OutputLoss
+from zoarium.measure.curvature.chain_products import activate
+from zoarium.measure.curvature.output_loss import Curvature, OutputLoss
 from zoarium.nets.stacked import ChainNet, plain_leaves
 from zoarium.zoo.cohort import Cohort
 

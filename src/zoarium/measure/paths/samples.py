@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from zoarium._core.estimates import Estimates
 from zoarium.data.dataset import Dataset, Split
-from zoarium.measure.chains import SharedChain, with_ones
+from zoarium.measure.paths.chains import SharedChain, with_ones
 from zoarium.zoo.cohort import Cohort
 
 CHUNK_BYTES = 1 << 28  # what a chunk of pairs may hold at once, roughly
