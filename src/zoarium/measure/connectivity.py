@@ -58,8 +58,8 @@ def mode_connectivity(
     points : int, default 9
         Equidistant points of the curve that are evaluated, ends included.
     curve, bends, epochs, batch_size, lr, momentum, weight_decay, schedule, clip_norm, seed
-        How the curve is trained: see :func:`zoarium.measure.paths.curves.fit_curve`. Published uses differ in the budget
-        (10 epochs for the phase zoos, 50 in the taxonomy) and the value depends on it.
+        How the curve is trained: see :func:`zoarium.measure.paths.curves.fit_curve`. Published uses differ in the
+        budget (10 epochs for the phase zoos, 50 in the taxonomy) and the value depends on it.
 
     Returns
     -------
