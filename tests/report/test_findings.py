@@ -5,7 +5,7 @@ import pytest
 
 from zoarium.report import collect, findings
 from zoarium.report.findings import Finding
-from zoarium.report.tracking import interval, spearman
+from zoarium.report.tracking import advantage, interval, spearman
 
 
 def test_the_three_findings_of_the_digits_grid_carry_their_numbers(card_data):
@@ -51,3 +51,12 @@ def test_spearman_of_a_monotone_relation_is_one():
 def test_the_interval_of_a_correlation_narrows_with_cells_and_holds_it():
     few, many = interval(0.6, 10), interval(0.6, 1000)
     assert few[0] < many[0] < 0.6 < many[1] < few[1]
+
+
+def test_the_advantage_of_a_measure_is_the_gap_of_its_correlation_with_an_interval(card_data):
+    best, *others = card_data.tracking
+    for rival in others[:2]:
+        gap, low, high = advantage(card_data, best, rival)
+        assert gap == pytest.approx(abs(best.rho) - abs(rival.rho), abs=0.02)
+        assert low <= gap <= high
+    assert advantage(card_data, best, best) == (0, 0, 0)

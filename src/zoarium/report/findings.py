@@ -13,7 +13,7 @@ import polars as pl
 from zoarium.report.quantities import number
 from zoarium.report.style import phase_style
 from zoarium.report.tables import ReportData, collect
-from zoarium.report.tracking import TARGETS
+from zoarium.report.tracking import TARGETS, advantage
 
 if TYPE_CHECKING:
     from zoarium.zoo import Zoo
@@ -116,10 +116,13 @@ def best_tracker(data: ReportData) -> Finding | None:
     loss = next((t for t in ranked if t.measure == "train_loss"), None)
     rival = loss if loss is not None and loss is not best else ranked[1] if len(ranked) > 1 else None
     if rival is not None:
-        numbers |= {"rival_rho": rival.rho}
-        apart = abs(rival.rho) < min(abs(best.low), abs(best.high)) and best.low * best.high > 0
-        verdict = "clearly less" if apart else "which the interval does not tell apart"
-        text += f"; {_lower(rival.label)} alone gives {number(rival.rho)}, {verdict}"
+        gap, low, high = advantage(data, best, rival)
+        numbers |= {"rival_rho": rival.rho, "gap": gap, "gap_low": low, "gap_high": high}
+        verdict = "weaker" if low > 0 else "not told apart"
+        text += (
+            f"; {_lower(rival.label)} alone gives {number(rival.rho)}, {verdict} over resampled cells "
+            f"(difference {number(gap)} [{number(low)}, {number(high)}])"
+        )
     return Finding("What tells where averaging works", text + ".", numbers)
 
 

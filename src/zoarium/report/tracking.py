@@ -18,6 +18,7 @@ TARGETS = {  # the effect that is tracked: the first that was measured
     "ensembling_gain": "the gain from ensembling seeds",
 }
 LEAST_CELLS = 8
+RESAMPLES = 2000
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
@@ -56,6 +57,27 @@ def tracking(data: ReportData) -> list[Tracking]:
         if len(cells) >= LEAST_CELLS and math.isfinite(rho):
             found.append(Tracking(shown.name, shown.label, target, rho, *interval(rho, len(cells)), len(cells)))
     return sorted(found, key=lambda t: -abs(t.rho))
+
+
+def advantage(data: ReportData, best: Tracking, rival: Tracking) -> tuple[float, float, float]:
+    """|rho| of one measure minus that of another over the cells both have: value and 95 % interval.
+
+    A paired bootstrap over cells; it does not correct for the choice of the best among several measures.
+    """
+    from scipy.stats import rankdata
+
+    one, two, effect = (data.by_cell(name) for name in (best.measure, rival.measure, best.target))
+    collapsed = set(data.cells.filter(pl.col("phase") == "collapsed")["cell"])
+    cells = [c for c in effect if c in one and c in two and c not in collapsed]
+    table = np.array([[t[c][0] for c in cells] for t in (one, two, effect)])  # (3, cells)
+    draws = np.random.default_rng(0).integers(0, len(cells), (RESAMPLES, len(cells)))
+    rows = np.concatenate([np.arange(len(cells))[None], draws])  # the sample itself first
+    ranks = rankdata(table[:, rows], axis=-1)  # (3, 1 + resamples, cells)
+    ranks -= ranks.mean(-1, keepdims=True)
+    ranks /= np.linalg.norm(ranks, axis=-1, keepdims=True).clip(1e-12)
+    gaps = np.abs((ranks[0] * ranks[2]).sum(-1)) - np.abs((ranks[1] * ranks[2]).sum(-1))
+    low, high = np.quantile(gaps[1:], [0.025, 0.975])
+    return float(gaps[0]), float(low), float(high)
 
 
 def spearman(a: list[float], b: list[float]) -> float:
