@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class PhaseMap:
             widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
             lines += ["  ".join(map(str.rjust, line, widths)).rstrip() for line in grid]
             lines.append("")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *(textwrap.fill(note, 88) for note in self.notes)])
 
     def __rich__(self) -> Group:
         parts: list[Any] = []
