@@ -65,6 +65,26 @@ def test_grow_measure_phases_report_from_a_spec(cli, tmp_path):
     assert "intact" in out
 
 
+def test_demo_effects_and_predict_print_their_results(cli, tmp_path, monkeypatch):
+    from zoarium.studies import demo
+
+    small = za.Grid(width=[2, 16], batch_size=[25, 250], seed=range(2), epochs=4)
+    monkeypatch.setattr(demo, "demo_grid", lambda: small)
+    code, out, _ = cli("demo", "-o", tmp_path / "z", "-w", 1, "-q")
+    assert code == 0
+    assert "batch_size" in out
+    assert "report.html" in re.sub(r"\s", "", out)
+    code, out, _ = cli("demo", "-o", tmp_path / "z", "-w", 1, "--json")
+    assert code == 0
+    assert json.loads(out)["models"] == 8
+    code, out, _ = cli("effects", tmp_path / "z", "--json", "-w", 1)
+    assert code == 0
+    assert "transfer_gain" in {row["quantity"] for row in json.loads(out)}
+    code, out, _ = cli("predict", tmp_path / "z", "--json")
+    assert code == 0
+    assert {row["target"] for row in json.loads(out)} == {"test_accuracy", "phase"}
+
+
 def test_check_exits_with_1_and_names_what_is_damaged(cli, small_zoo):
     weights = next((small_zoo.path / "weights").iterdir())
     content = bytearray(weights.read_bytes())
