@@ -1,10 +1,13 @@
+import multiprocessing
 import os
 import signal
 import time
 
+import polars as pl
 import pytest
 import torch
 
+from zoarium._core import parallel
 from zoarium._core.errors import MeasureError, ZoariumError
 from zoarium._core.parallel import available_cores, run_tasks, torch_threads
 
@@ -89,6 +92,32 @@ def test_an_interrupt_of_the_only_worker_lets_a_graceful_task_save(tmp_path):
         list(run_tasks(interrupt_itself, [7], workers=1, graceful=True))
     assert (tmp_path / "7").exists()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def double(task, worker):
+    worker.report(task)
+    return 2 * task
+
+
+def test_spawned_workers_do_the_same(monkeypatch):
+    monkeypatch.setattr(parallel, "_context", lambda: multiprocessing.get_context("spawn"))
+    seen = []
+    assert dict(run_tasks(double, [1, 2, 3], workers=2, on_report=seen.append)) == {0: 2, 1: 4, 2: 6}
+    assert sorted(seen) == [1, 2, 3]
+
+
+def test_work_that_cannot_be_sent_to_a_spawned_worker_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(parallel, "_context", lambda: multiprocessing.get_context("spawn"))
+    with pytest.raises(ZoariumError, match=r"cannot be sent to worker processes here .*use workers=1"):
+        list(run_tasks(lambda task, worker: task, [1, 2], workers=2))
+
+
+def test_polars_in_a_forked_worker_raises_instead_of_hanging():
+    def query(task, worker):
+        return pl.DataFrame({"a": [1]}).with_columns(b=pl.col("a")).height
+
+    with pytest.raises(RuntimeError, match="polars cannot run in a forked worker"):
+        list(run_tasks(query, [1, 2], workers=2))
 
 
 def test_there_is_at_least_one_core():

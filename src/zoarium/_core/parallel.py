@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -190,7 +191,13 @@ def run_tasks(
         for _ in range(workers):  # fork before any task starts
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(function, tasks, theirs, stop), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (pickle.PicklingError, AttributeError, TypeError) as error:  # only where workers are spawned
+                raise ZoariumError(
+                    f"this work cannot be sent to worker processes here ({error}); define your functions in a module "
+                    "that can be imported, or use workers=1."
+                ) from error
             theirs.close()
             pipes[ours] = process
             ours.send(next(queue))
