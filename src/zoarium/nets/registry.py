@@ -13,7 +13,8 @@ from zoarium._core.errors import NetError
 from zoarium._core.registry import Registry
 from zoarium._core.seeds import stream
 
-NETS = Registry("net", modules=("zoarium.nets.mlp", "zoarium.nets.cnn"), error=NetError)
+MODULES = tuple(f"zoarium.nets.{name}" for name in ("mlp", "cnn", "resnet", "vit", "gpt", "pinn"))
+NETS = Registry("net", modules=MODULES, error=NetError)
 net = NETS.register
 
 Factory = Callable[..., nn.Module]

@@ -101,10 +101,13 @@ def build_model(config: ModelConfig, dataset: Dataset, factory: Factory | None =
     )  # fmt: skip
 
 
+CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
 def _mixes(module: nn.Module) -> bool:
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
              nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity,
-             nn.LayerNorm, nn.GroupNorm, nn.Sequential)  # fmt: skip
+             nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.Sequential)  # fmt: skip
     leaves = [m for m in module.modules() if not list(m.children())]
     return not all(isinstance(m, known) for m in leaves)  # an unknown layer might mix samples: be safe
 
@@ -117,7 +120,8 @@ def _work(module: nn.Module, x: Tensor) -> float:
         nonlocal total
         size = sum(p.numel() for p in layer.parameters(recurse=False))
         if size and isinstance(out, Tensor):
-            positions = out.numel() / len(x) / max(out.shape[1], 1) if out.dim() > 2 else 1.0
+            channels = out.shape[1 if isinstance(layer, CHANNELS_FIRST) else -1]
+            positions = out.numel() / len(x) / max(channels, 1) if out.dim() > 2 else 1.0
             total += size * positions
 
     hooks = [m.register_forward_hook(count) for m in module.modules()]

@@ -16,6 +16,7 @@ products write whole blocks many times faster than rows with gaps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ FUSED: Any = getattr(
 )  # the kernel behind torch.optim.SGD(fused=True): half the passes over memory
 
 
-class Optimiser:
+class Optimiser(ABC):
     """A stacked optimiser; subclasses say how one slice of models steps.
 
     Parameters
@@ -132,8 +133,8 @@ class Optimiser:
     def _settings(self, a: int, b: int) -> tuple:
         return ()
 
-    def _update(self, views: tuple, scale: Tensor, rows: list) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _update(self, views: tuple, scale: Tensor, rows: list) -> None: ...
 
 
 def _cut(value: Tensor | float, a: int, b: int) -> Tensor | float:
