@@ -194,7 +194,7 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, workers):
-    (tmp_path / "spec.yaml").write_text("width: [2, 4]\nbatch_size: [20, 50]\nseed: {range: [0, 2]}\nepochs: 1000\n")
+    (tmp_path / "spec.yaml").write_text("width: [2, 4]\nbatch_size: [20, 50]\nseed: {range: [0, 2]}\nepochs: 20000\n")
     words = [
         sys.executable,
         "-m",
@@ -210,7 +210,7 @@ def test_an_interrupt_saves_and_says_how_to_resume(tmp_path, workers):
     deadline = time.monotonic() + 60
     while not (tmp_path / "z" / "models.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(3.0)  # into the training
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

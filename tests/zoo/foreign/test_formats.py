@@ -1,0 +1,225 @@
+"""Every format gives back the tensors that were written."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zoarium._core.errors import StoreError
+from zoarium.zoo.foreign import read_model
+
+
+def assert_same(model, expected):
+    assert list(model.tensors) and set(model.tensors) == set(expected)
+    for name, tensor in model:
+        info = model.tensors[name]
+        assert (str(tensor.dtype), tuple(tensor.shape)) == (f"torch.{info.dtype}", info.shape)
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "deflated", "legacy"])
+def test_a_file_gives_back_the_tensors_that_were_written(small_files, tensors, kind):
+    assert_same(read_model(small_files[kind]), tensors)
+
+
+def test_a_checkpoint_says_where_its_weights_stood_and_what_was_left_out(small_files):
+    for kind in ("torch", "legacy"):
+        facts = read_model(small_files[kind]).metadata
+        assert facts["wrapper"] == "state_dict" and facts["left_out"] == {"optimizer": 1}
+
+
+def test_prefixes_of_parallel_training_are_kept_and_told(tmp_path):
+    torch.save({"module.a": torch.ones(1), "module.b": torch.ones(2)}, tmp_path / "a.pth")
+    model = read_model(tmp_path / "a.pth")
+    assert list(model.tensors) == ["module.a", "module.b"] and model.metadata["prefix"] == "module."
+
+
+def test_the_sources_carry_size_and_sha256(small_files):
+    import hashlib
+
+    path = small_files["safetensors"]
+    (source,) = read_model(path).sources
+    assert source.size == path.stat().st_size and source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_safetensors_of_every_type_are_read(tmp_path):
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+             torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64]  # fmt: skip
+    wanted = {str(kind): torch.tensor([[0.0, 1.0, 2.0]]).to(kind) for kind in kinds} | {"none": torch.empty(0, 3)}
+    save_file(wanted, tmp_path / "all.safetensors")
+    model = read_model(tmp_path / "all.safetensors")
+    assert set(model.tensors) == set(wanted)
+    for name, tensor in model:
+        assert tensor.dtype == wanted[name].dtype and tensor.shape == wanted[name].shape
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), wanted[name].reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_views_strides_and_shared_storages_are_followed(tmp_path, zipped):
+    base = torch.arange(24.0)
+    wanted = {"slice": base[4:10], "turned": base.reshape(4, 6).t(), "thin": base[::5], "none": base[:0],
+              "repeated": torch.ones(1).expand(7), "complex": torch.tensor([1 + 2j]), "half": base.bfloat16()}  # fmt: skip
+    torch.save(wanted, tmp_path / "views.pt", _use_new_zipfile_serialization=zipped)
+    assert_same(read_model(tmp_path / "views.pt"), wanted)
+    assert all(tensor.is_contiguous() for _, tensor in read_model(tmp_path / "views.pt"))
+
+
+def test_a_whole_pickled_module_gives_the_names_of_its_state_dict(tmp_path):
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Sequential(torch.nn.Linear(4, 2))
+    )
+    torch.save(net, tmp_path / "module.pt")
+    model = read_model(tmp_path / "module.pt")
+    assert_same(model, net.state_dict())
+    assert "torch.nn.modules.linear.Linear" in model.metadata["stubs"]
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_every_pickle_protocol_is_read(tmp_path, tensors, protocol):
+    odd = {"none": None, "text": "ä", "floats": [1.5, -2, 2**70, True], "bytes": b"\x00\xff", "sets": {1, 2}}
+    torch.save({"state_dict": tensors, "extra": odd}, tmp_path / "p.pt", pickle_protocol=protocol)
+    assert_same(read_model(tmp_path / "p.pt"), tensors)
+
+
+def test_torchscript_gives_parameters_under_their_names_and_constants(small_files):
+    model = read_model(small_files["torchscript"])
+    torch.manual_seed(0)
+    state = torch.jit.load(small_files["torchscript"]).state_dict()
+    for name, value in state.items():
+        assert torch.equal(model.tensor(name), value)
+    constants = [t for name, t in model if name.startswith("CONSTANTS.")]
+    assert any(torch.equal(t, torch.tensor([1.0, 2.0, 3.0])) for t in constants)
+
+
+def test_onnx_initialisers_and_constants_are_read(small_files, tensors):
+    assert_same(read_model(small_files["onnx"]), {**tensors, "made": torch.ones(2)})
+
+
+def test_onnx_numbers_in_lists_outside_and_in_branches_are_read(tmp_path, write):
+    outside = torch.arange(6.0)
+    (tmp_path / "data.bin").write_bytes(b"\0" * 8 + outside.numpy().tobytes())
+    place = [
+        write.message((1, k), (2, v)) for k, v in ((b"location", b"data.bin"), (b"offset", b"8"), (b"length", b"24"))
+    ]
+    listed = write.onnx_tensor("packed", torch.tensor([1.5, 2.5]), (4, struct.pack("<2f", 1.5, 2.5)))
+    single = write.onnx_tensor("single", torch.tensor([-3, 4]), (7, -3), (7, 4))
+    far = write.onnx_tensor("far", outside, *((13, p) for p in place), (14, 1))
+    half = write.onnx_tensor("half", torch.zeros(1, dtype=torch.float16), (5, 0x3C00))
+    branch = write.message((5, write.onnx_tensor("deep", torch.ones(3))))
+    node = write.message((2, b"out"), (5, write.message((6, branch))))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(write.onnx_model(listed, single, far, half, nodes=[node]))
+    model = read_model(path)
+    assert_same(model, {
+        "packed": torch.tensor([1.5, 2.5]), "single": torch.tensor([-3, 4]), "far": outside, "deep": torch.ones(3),
+        "half": torch.ones(1, dtype=torch.float16),
+    })  # fmt: skip
+    assert [s.path.name for s in model.sources] == ["m.onnx", "data.bin"]
+
+
+def slow_block(kind, b):
+    """One block, number by number, as the format describes it."""
+    d, second = (float(np.frombuffer(b, "<f2", 1, at)[0]) for at in (0, 2))
+    bits = int.from_bytes(b[2:6] if kind == 6 else b[4:8], "little")
+    nibble = lambda at, n: b[at + n % 16] >> (4 * (n // 16)) & 15  # noqa: E731
+    if kind == 8:
+        return [d * (v - 256 if v > 127 else v) for v in b[2:]]
+    if kind == 2:
+        return [d * (nibble(2, n) - 8) for n in range(32)]
+    if kind == 3:
+        return [d * nibble(4, n) + second for n in range(32)]
+    if kind == 6:
+        return [d * ((nibble(6, n) | (bits >> n & 1) << 4) - 16) for n in range(32)]
+    if kind == 7:
+        return [d * (nibble(8, n) | (bits >> n & 1) << 4) + second for n in range(32)]
+    out = []
+    if kind == 12:
+        q = b[4:16]
+        for n in range(256):
+            j = n // 32
+            if j < 4:
+                s, m = q[j] & 63, q[j + 4] & 63
+            else:
+                s, m = (q[j + 4] & 15) | (q[j - 4] >> 6) << 4, (q[j + 4] >> 4) | (q[j] >> 6) << 4
+            v = b[16 + 32 * (n // 64) + n % 32] >> (4 * (n // 32 % 2)) & 15
+            out.append(d * s * v - second * m)
+        return out
+    d = float(np.frombuffer(b, "<f2", 1, 208)[0])
+    for n in range(256):
+        half, quarter, at = n // 128, n % 128 // 32, n % 32
+        low = b[64 * half + 32 * (quarter % 2) + at] >> (4 * (quarter // 2)) & 15
+        high = b[128 + 32 * half + at] >> (2 * quarter) & 3
+        s = b[192 + n // 16]
+        out.append(d * (s - 256 if s > 127 else s) * ((low | high << 4) - 32))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "numbers"),
+    [(2, 18, 32), (3, 20, 32), (6, 22, 32), (7, 24, 32), (8, 34, 32), (12, 144, 256), (14, 210, 256)],
+)
+def test_gguf_blocks_are_dequantised_as_the_format_describes(tmp_path, write, kind, size, numbers):
+    rng = np.random.default_rng(kind)
+    content = bytearray(rng.integers(0, 256, 6 * size, dtype=np.uint8).tobytes())
+    for block in range(6):
+        for at in (208,) if kind == 14 else (0, 2) if kind in (3, 7, 12) else (0,):  # finite scales
+            content[block * size + at : block * size + at + 2] = np.float16(rng.normal()).tobytes()
+    path = tmp_path / "q.gguf"
+    path.write_bytes(write.gguf([("w", (3, 2 * numbers), kind, bytes(content))]))
+    got = read_model(path).tensor("w")
+    wanted = [v for n in range(6) for v in slow_block(kind, bytes(content[n * size : (n + 1) * size]))]
+    torch.testing.assert_close(got, torch.tensor(wanted).reshape(3, 2 * numbers), rtol=1e-6, atol=1e-6)
+
+
+def test_gguf_plain_types_and_keys_are_read(tmp_path, write, small_files):
+    base = torch.arange(6.0).reshape(2, 3)
+    kinds = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
+             28: torch.float64, 30: torch.bfloat16}  # fmt: skip
+    entries = [(f"t{k}", (2, 3), k, base.to(d).view(torch.uint8).numpy().tobytes()) for k, d in kinds.items()]
+    (tmp_path / "plain.gguf").write_bytes(write.gguf(entries))
+    assert_same(read_model(tmp_path / "plain.gguf"), {f"t{k}": base.to(d) for k, d in kinds.items()})
+    header = read_model(small_files["gguf"]).metadata["header"]
+    assert header == {"general.architecture": "test", "list": [1, 2, 3]}
+
+
+def test_a_folder_is_read_over_its_shards_with_its_configuration(folder, tensors):
+    model = read_model(folder)
+    assert_same(model, tensors)
+    assert (model.name, model.format, len(model.sources)) == ("org-model", "safetensors", 2)
+    assert model.metadata["config"] == {"model_type": "tiny"}
+    assert_same(read_model(folder / "model.safetensors.index.json"), tensors)
+
+
+def test_a_folder_of_pickled_shards_is_read(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "pytorch_model-1.bin")
+    index = {"weight_map": dict.fromkeys(tensors, "pytorch_model-1.bin")}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_same(read_model(tmp_path), tensors)
+
+
+def test_files_linked_from_a_hub_cache_are_read(tmp_path, tensors):
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "rev"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    save_file(tensors, blobs / "0a1b")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0a1b")
+    assert_same(read_model(snapshot), tensors)
+
+
+def test_a_tensor_that_is_not_there_lists_some_that_are(small_files):
+    with pytest.raises(StoreError, match=r"unknown tensor 'layer\.wieght'.*Did you mean 'layer\.weight'"):
+        read_model(small_files["safetensors"]).tensor("layer.wieght")
+
+
+def test_reading_the_table_reads_no_tensor_and_a_tensor_reads_only_itself(tmp_path):
+    save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, tmp_path / "m.safetensors")
+    model = read_model(tmp_path / "m.safetensors")
+    read, (source,) = [], model.sources
+    original = source.read
+    source.read = lambda offset, length, what="": read.append(length) or original(offset, length, what)
+    assert model.numel == 2000 and not read
+    model.tensor("b")
+    assert read == [4000]

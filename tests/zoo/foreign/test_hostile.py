@@ -1,0 +1,472 @@
+"""Files made to harm: nothing runs, nothing large is taken, and each gives one sentence that names the file."""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import posix
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from zoarium._core.errors import DamagedError, StoreError, ZoariumError
+from zoarium.zoo.foreign import read_model
+
+LEGACY = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001, "type_sizes": {}}]
+
+
+def read_all(path):
+    model = read_model(path)
+    return {name: tensor for name, tensor in model}, model
+
+
+def refused(path, match, error=(DamagedError, StoreError)):
+    with pytest.raises(error, match=match) as found:
+        read_all(path)
+    assert str(path.name) in str(found.value) and str(found.value).count("\n") == 0
+    return found.value
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(canary):
+    touch = f"touch {canary}"
+    code = f"open({str(canary)!r}, 'w').close()"
+    yield "os.system", Calls(os.system, touch)
+    yield "posix.system", Calls(posix.system, touch)
+    yield "builtins.eval", Calls(builtins.eval, code)
+    yield "builtins.exec", Calls(builtins.exec, code)
+    yield "builtins.open", Calls(builtins.open, str(canary), "w")
+    yield "subprocess.Popen", Calls(subprocess.Popen, ["touch", str(canary)])
+    yield "subprocess.check_output", Calls(subprocess.check_output, ["touch", str(canary)])
+    yield "os.mkdir", Calls(os.mkdir, str(canary))
+    yield "builtins.getattr", Calls(Calls(getattr, os, "system") and getattr, "", "join")
+    yield "torch.load", Calls(torch.load, str(canary))
+    yield "nested", Calls(dict, [("a", Calls(os.system, touch))])
+    yield "import", Calls(__import__, "antigravity")
+    yield "breakpoint", Calls(builtins.breakpoint)
+    yield "pickle.loads", Calls(pickle.loads, pickle.dumps(Calls(os.system, touch)))
+
+
+RAW = {  # pickles no pickler writes
+    "GLOBAL and REDUCE": lambda c: b"cos\nsystem\n(X" + struct.pack("<I", len(c)) + c + b"tR.",
+    "INST": lambda c: b"(S'" + c + b"'\nios\nsystem\n.",
+    "OBJ": lambda c: b"(cos\nsystem\nX" + struct.pack("<I", len(c)) + c + b"o.",
+    "NEWOBJ": lambda c: b"\x80\x02cos\nsystem\nX" + struct.pack("<I", len(c)) + c + b"\x85\x81.",
+    "STACK_GLOBAL": lambda c: b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(c)]) + c + b"\x85R.",
+    "BUILD": lambda c: b"\x80\x02cos\n_Environ\n)\x81}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsbX"
+    + struct.pack("<I", len(c)) + c + b"b.",
+    "dotted name": lambda c: b"\x80\x04\x8c\x02os\x8c\x0csys.settrace\x93)R.",
+    "rebuilder as a gadget": lambda c: b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nNX"
+    + struct.pack("<I", len(c)) + c + b"\x85}tR.",
+}  # fmt: skip
+
+
+def attack_names(tmp="/nonexistent"):
+    return [name for name, _ in attacks(tmp)]
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("attack", attack_names())
+def test_a_pickle_that_would_run_code_runs_none_and_its_tensors_are_read(tmp_path, attack, container):
+    canary = tmp_path / "canary"
+    bomb = dict(attacks(canary))[attack]
+    modules = set(sys.modules)
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": {"w": torch.ones(2)}, "extra": bomb}, path,
+               _use_new_zipfile_serialization=container == "zip")  # fmt: skip
+    tensors, model = read_all(path)
+    assert torch.equal(tensors["w"], torch.ones(2))
+    assert not canary.exists() and not {"antigravity"} & (set(sys.modules) - modules)
+    assert model.metadata["stubs"]
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("attack", RAW)
+def test_opcodes_that_would_run_code_run_none(tmp_path, write, attack, container):
+    canary = tmp_path / "c"
+    content = RAW[attack](f"touch {canary}".encode())
+    path = tmp_path / "evil.pt"
+    if container == "zip":
+        write.torch_zip(path, content)
+    else:
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in LEGACY) + content + pickle.dumps([], 2))
+    refused(path, "no tensor that can be read safely|cannot be read")
+    assert not canary.exists()
+
+
+PICKLES = {
+    "a huge memo index": b"\x80\x02Nr\xff\xff\xff\xff0(lp4294967290\n.",
+    "a huge text": b"\x80\x02X\xff\xff\xff\xff.",
+    "a huge text of 2^63": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.",
+    "a huge byte array": b"\x80\x05\x96" + b"\xff" * 8 + b".",
+    "a huge number": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "a decimal number of 50,000 digits": b"L" + b"9" * 50_000 + b"L\n.",
+    "an unset memo": b"\x80\x02h\x07.",
+    "an empty stack": b"\x80\x02.",
+    "no mark": b"\x80\x02NNt.",
+    "no stop": b"\x80\x02N",
+    "an unknown opcode": b"\x80\x02\xfe.",
+    "an extension registry": b"\x80\x02\x82\x01.",
+    "an out-of-band buffer": b"\x80\x05\x97.",
+    "tuples 200,000 deep": b"\x80\x02)" + b"\x85" * 200_000 + b".",
+    "lists 200,000 deep": b"\x80\x02" + b"](" * 200_000 + b"e" * 200_000 + b".",
+    "a deep tuple as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
+    "a list as a key": b"\x80\x02}]Ns.",
+    "a list in itself": b"\x80\x02]q\x00h\x00a.",
+    "a billion laughs": b"\x80\x02]q\x00"
+    + b"".join(b"](" + b"h%c" % n * 9 + b"eq%c" % (n + 1) for n in range(40))
+    + b".",
+    "laughs unfolded": b"\x80\x02](" + b"K\x01" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 5000 + b".",
+    "a storage of a billion numbers": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\n"
+    b"FloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\xff\xff\xff\x7ftQK\x00K\x01\x85K\x01\x85\x89NtR.",
+    "a storage of text numbers": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NNtQ.",
+    "a tensor of nothing": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+    "a storage of an unknown type": b"\x80\x02(X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000NNtQ.",
+    "text that is no unicode": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
+    "appends to a number": b"\x80\x02K\x01K\x01a.",
+    "a key without a value": b"\x80\x02}(K\x01u.",
+    "arguments that are none": b"\x80\x02ccollections\nOrderedDict\nK\x01R.",
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_hostile_pickle_gives_a_sentence_and_takes_little_memory(tmp_path, write, name):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(write.torch_zip(tmp_path / "evil.pt", PICKLES[name]), "")
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert taken < 200 * 1024, f"{taken} KiB more"
+
+
+def tensor_pickle(items, offset, shape, stride, key="0"):
+    """A tensor over a float32 storage, described as we like."""
+
+    class Storage:
+        pass
+
+    storage = Storage()
+
+    class Writer(pickle._Pickler):  # the one in Python lets us write names of our choice
+        def persistent_id(self, given):
+            return ("storage", torch.FloatStorage, key, "cpu", items) if given is storage else None
+
+    out = io.BytesIO()
+    writer = Writer(out, 2)
+    writer.dump({"w": Calls(torch._utils._rebuild_tensor_v2, storage, offset, shape, stride, False, {})})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("items", "offset", "shape", "stride", "match"),
+    [
+        (4, 0, (5,), (1,), "ends at byte 20 of storage '0', which has 16"),
+        (4, 3, (2,), (1,), "ends at byte 20"),
+        (4, -1, (2,), (1,), "begins at -1"),
+        (4, 0, (2,), (-1,), r"strides \[-1\]"),
+        (4, 0, (-2,), (1,), "which no tensor has"),
+        (4, 0, (2**62, 2**62), (0, 0), "which no tensor has"),
+        (4, 0, (10**9,), (0,), "repeats its storage"),
+        (4, 0, (2, 2), (1,), "no usable shape and strides"),
+        (4, 0, (2.0,), (1,), "which no tensor has"),
+        (4, 0, (1,) * 100, (1,) * 100, "100 axes"),
+        (5, 0, (4,), (1,), "should have 20 bytes and has 16 bytes"),
+        (2**61, 0, (4,), (1,), "claims"),
+        (-1, 0, (0,), (1,), "claims -1 numbers"),
+    ],
+)
+def test_a_tensor_that_claims_more_than_its_storage_is_refused(tmp_path, write, items, offset, shape, stride, match):
+    content = tensor_pickle(items, offset, shape, stride)
+    path = write.torch_zip(tmp_path / "lie.pt", content, [("archive/data/0", bytes(16))])
+    refused(path, match, DamagedError)
+
+
+def test_a_storage_is_looked_up_by_name_only_inside_the_archive(tmp_path, write):
+    (tmp_path / "secret").write_bytes(bytes(16))
+    content = tensor_pickle(4, 0, (4,), (1,), key="../../../secret")
+    refused(write.torch_zip(tmp_path / "up.pt", content, [("archive/data/0", bytes(16))]), "has nothing")
+
+
+@pytest.mark.parametrize("member", ["../../evil", "/etc/evil", "archive/../../evil", "a\\..\\evil", "C:/evil"])
+def test_members_that_lead_out_of_the_archive_are_refused(tmp_path, write, member):
+    path = write.torch_zip(tmp_path / "slip.pt", tensor_pickle(4, 0, (4,), (1,)), [(member, b"x")])
+    refused(path, "leads out of the archive", DamagedError)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["slip.pt"]
+
+
+def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path, write):
+    content = tensor_pickle(25_000_000, 0, (4,), (1,))
+    path = write.torch_zip(tmp_path / "bomb.pt", content, [("archive/data/0", bytes(10**8))], deflate=True)
+    refused(path, "more than weights ever compress", DamagedError)
+
+
+def directory_edit(path, offset, content, member=b"archive/data/0"):
+    """Overwrite bytes in the central directory's entry of a member."""
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(member) - 46 + offset
+    raw[at : at + len(content)] = content
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("offset", "content", "match"),
+    [
+        (24, struct.pack("<I", 2**31), "more than weights ever compress"),  # size
+        (20, struct.pack("<I", 2**31), "more than weights ever compress|beyond the file"),  # compressed size
+        (20, struct.pack("<II", 2**20, 2**20), "beyond the file"),
+        (42, struct.pack("<I", 0), "claim the same bytes"),  # offset
+        (42, struct.pack("<I", 2**31), "beyond the file|zip archive"),
+        (16, b"abcd", "checksum"),
+        (10, struct.pack("<H", 12), "compressed in a way"),
+        (8, struct.pack("<H", 1), "encrypted"),
+    ],
+)
+def test_a_directory_that_lies_about_a_member_is_refused(tmp_path, write, offset, content, match):
+    path = write.torch_zip(tmp_path / "lie.pt", tensor_pickle(4, 0, (4,), (1,)), [("archive/data/0", bytes(16))])
+    directory_edit(path, offset, content)
+    refused(path, match)
+
+
+def test_a_member_listed_twice_and_an_archive_of_something_else_are_refused(tmp_path, write):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        write.torch_zip(tmp_path / "two.pt", tensor_pickle(4, 0, (4,), (1,)), [("archive/data/0", bytes(16))] * 2)
+    refused(tmp_path / "two.pt", "stands twice")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(tmp_path / "other.pt", "not one of torch.save")
+
+
+def safetensors(path, header, body=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    return path
+
+
+def entry(start, end, shape=(4,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"a": entry(0, 16), "b": entry(8, 24)}, "claim the same bytes"),
+        ({"a": entry(0, 16), "b": entry(0, 16)}, "claim the same bytes"),
+        ({"a": entry(0, 400, (100,))}, "claims 0 to 400"),
+        ({"a": entry(0, 16, (5,))}, "needs 20 bytes"),
+        ({"a": entry(-16, 0)}, "claims -16 to 0"),
+        ({"a": entry(16, 0)}, "claims 16 to 0"),
+        ({"a": entry(0, 16)}, "32 follow the header"),
+        ({"a": entry(16, 32)}, "take 16 bytes"),
+        ({"a": entry(0, 32, (2**40, 2**40))}, "which no tensor has"),
+        ({"a": entry(0, 32, (2**80,))}, "which no tensor has"),
+        ({"a": entry(0, 32, (-8,))}, "which no tensor has"),
+        ({"a": entry(0, 32, (8.0,))}, "which no tensor has"),
+        ({"a": entry(0, 32, (True,) * 8)}, "which no tensor has"),
+        ({"a": entry(0, 32, (1,) * 1000)}, "1000 axes"),
+        ({"a": entry("0", 32)}, "no usable"),
+        ({"a": entry(0, 32, dtype="F4")}, "of type 'F4'; convert"),
+        ({"a": entry(0, 32, dtype=["F32"])}, "no usable"),
+        ({"a": 3}, "lacks dtype"),
+        ({"a": {"dtype": "F32"}}, "lacks dtype"),
+        ({"a" * 5000: entry(0, 32, (8,))}, "not text of at most"),
+        ({"\ud800": entry(0, 32, (8,))}, "not text of at most"),
+        ([1, 2], "not a table of tensors"),
+        ({"__metadata__": [1]}, "__metadata__ is not a table"),
+        (b"[" * 100_000, "nests too deep|not JSON"),
+        (b'{"a": ' * 100_000, "nests too deep|not JSON"),
+        (b'{"a": {}, "a": {}}', "stands twice"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "not JSON"),
+        (b"{\xff}", "not JSON"),
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, match):
+    refused(safetensors(tmp_path / "lie.safetensors", header, bytes(32)), match)
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 10**9, 101])
+def test_a_safetensors_header_longer_than_its_file_is_refused(tmp_path, length):
+    refused(safetensors(tmp_path / "long.safetensors", b"{}", bytes(32), length), "claims|not JSON", DamagedError)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda w: w.gguf([("a", (4,), 0, bytes(16))])[:-20], "ends at byte"),
+        (lambda w: w.gguf([("a", (2**50,), 0, bytes(16))]), "ends at byte"),
+        (lambda w: w.gguf([("a", (2**40, 2**40), 0, bytes(16))]), "which no tensor has"),
+        (lambda w: w.gguf([("a", (33,), 2, bytes(36))]), "no whole number of Q4_0 blocks"),
+        (lambda w: w.gguf([("a", (4,), 99, bytes(16))]), "GGUF type 99; convert"),
+        (lambda w: w.gguf([("a", (1,) * 9, 0, bytes(16))]), "9 axes"),
+        (lambda w: w.gguf([("a", (4,), 0, bytes(16))] * 2), "stands twice"),
+        (lambda w: w.gguf([], version=1), "version 1; convert"),
+        (lambda w: b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "claims 1152921504606846976 tensors"),
+        (lambda w: b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "keys"),
+        (lambda w: b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60), "text of 1152921504606846976 bytes"),
+        (lambda w: w.gguf([], [("k", 9, struct.pack("<IQ", 0, 2**50))]), "list of 1125899906842624 values"),
+        (lambda w: w.gguf([], [("k", 9, struct.pack("<IQ", 10, 20) + bytes(40))]), "asks for|ends beyond"),
+        (lambda w: w.gguf([], [("k", 9, struct.pack("<IQ", 9, 1) * 50)]), "value of type 9"),
+        (lambda w: w.gguf([], [("k", 77, b"")]), "value of type 77"),
+        (lambda w: w.gguf([], [("general.alignment", 4, struct.pack("<I", 0))]), "alignment is 0"),
+        (lambda w: b"GGUF", "asks for"),
+        (lambda w: b"GARBAGE", "does not begin with GGUF"),
+    ],
+)
+def test_a_gguf_header_that_lies_is_refused(tmp_path, write, edit, match):
+    path = tmp_path / "lie.gguf"
+    path.write_bytes(edit(write))
+    refused(path, match)
+
+
+def test_gguf_tensors_that_overlap_are_refused(tmp_path, write):
+    path = tmp_path / "lie.gguf"
+    content = write.gguf([("a", (8,), 0, bytes(32)), ("b", (8,), 0, bytes(32))])
+    place = content.index(b"b", content.index(b"a", 24)) + 1 + 4 + 8 + 4
+    path.write_bytes(content[:place] + struct.pack("<Q", 0) + content[place + 8 :])
+    refused(path, "claim the same bytes", DamagedError)
+
+
+def nested_graphs(w, depth):
+    graph = w.message((5, w.onnx_tensor("t", torch.ones(1))))
+    for _ in range(depth):
+        graph = w.message((1, w.message((5, w.message((6, graph))))))
+    return w.message((7, graph))
+
+
+def external(w, location, offset=b"0"):
+    pairs = [w.message((1, k), (2, v)) for k, v in ((b"location", location), (b"offset", offset))]
+    return w.onnx_model(w.onnx_tensor("t", torch.ones(2), *((13, p) for p in pairs), (14, 1)))
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda w: w.onnx_model(w.onnx_tensor("t", torch.ones(4), (9, bytes(8)))), "needs 16 bytes and has 8"),
+        (lambda w: w.onnx_model(w.message((1, 2**50), (2, 1))), "without the numbers"),
+        (lambda w: w.onnx_model(w.message((1, -1), (2, 1))), "which no tensor has"),
+        (lambda w: w.onnx_model(w.message((1, 2**40), (1, 2**40), (2, 1), (9, b""))), "which no tensor has"),
+        (lambda w: w.onnx_model(w.message(*[(1, 1)] * 100, (2, 1))), "more than 64 axes"),
+        (lambda w: w.onnx_model(w.message((1, b"\x01" * 100_000), (2, 1))), "more than 64 axes"),
+        (lambda w: w.onnx_model(w.message((2, 77))), "ONNX type 77"),
+        (lambda w: w.onnx_model(w.onnx_tensor("t", torch.ones(4), (4, bytes(8)))), "lists 8 bytes"),
+        (lambda w: w.onnx_model(w.message((2, 1), (8, b"n" * 3000), (9, bytes(4)))), "not text of at most"),
+        (lambda w: w.message((7, w.message((5, b"")))) + b"\x3a\xff\xff\xff\xff\x0f", "more than its message has"),
+        (lambda w: b"\x3a" + b"\xff" * 20, "has no end"),
+        (lambda w: b"\x0f", "wire type 7"),
+        (lambda w: nested_graphs(w, 40), "nest more than 32 deep"),
+        (lambda w: b"", "no initialisers"),
+        (lambda w: external(w, b"../secret"), "not in its own folder"),
+        (lambda w: external(w, b"/etc/passwd"), "not in its own folder"),
+        (lambda w: external(w, b"a/../../secret"), "not in its own folder"),
+        (lambda w: external(w, b""), "not in its own folder"),
+        (lambda w: external(w, b"link"), "not in its own folder"),
+        (lambda w: external(w, b"absent"), "absent"),
+        (lambda w: external(w, b"near", b"999"), "reaches beyond"),
+        (lambda w: external(w, b"near", b"-8"), "lies at '-8'"),
+        (lambda w: external(w, b"near", b"9" * 5000), "lies at"),
+    ],
+)
+def test_an_onnx_file_that_lies_is_refused(tmp_path, write, edit, match):
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(64))
+    (home / "near").write_bytes(bytes(64))
+    (home / "link").symlink_to("../secret")
+    path = home / "lie.onnx"
+    path.write_bytes(edit(write))
+    with pytest.raises((DamagedError, StoreError), match=match):
+        read_all(path)
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "link.safetensors", "", ".", "a\0b"])
+def test_an_index_whose_shards_lie_elsewhere_is_refused(tmp_path, folder, shard):
+    safetensors(tmp_path / "secret.safetensors", {"w": entry(0, 16)}, bytes(16))
+    (folder / "link.safetensors").symlink_to("../secret.safetensors")
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"w": shard}}))
+    refused(path, "not in its own folder|is missing", StoreError)
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(folder):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for weights, match in [({}, "no weight_map"), ([1], "no weight_map"), ({"w": 3}, "no weight_map"),
+                           (index["weight_map"] | {"ghost": "model-00001-of-00002.safetensors"}, "'ghost' should be in"),
+                           (index["weight_map"] | {"steps": "absent.safetensors"}, "is missing; download")]:  # fmt: skip
+        path.write_text(json.dumps({"weight_map": weights}))
+        refused(path, match)
+
+
+def test_pipes_devices_absent_and_empty_files_and_crowded_folders_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    refused(tmp_path / "pipe.pt", "not a regular file", StoreError)
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    refused(tmp_path / "zero.pt", "not a regular file", StoreError)
+    refused(tmp_path / "absent.pt", "there is no file", StoreError)
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    refused(tmp_path / "loop.pt", "there is no file", StoreError)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    refused(tmp_path / "empty.pt", "is none of safetensors", StoreError)
+    (tmp_path / "text.pt").write_text("hello")
+    refused(tmp_path / "text.pt", "convert it to safetensors", StoreError)
+    with pytest.raises(StoreError, match=r"holds 5 files of weights \(empty.pt, .*give the path of one"):
+        read_model(tmp_path)
+
+
+def test_a_file_that_changed_since_it_was_opened_is_not_read(small_files):
+    path = small_files["safetensors"]
+    model = read_model(path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(StoreError, match="has changed since it was opened"):
+        model.tensor("steps")
+
+
+KINDS = ["safetensors", "torch", "deflated", "legacy", "torchscript", "onnx", "gguf"]
+
+
+def survives(path):
+    """Whether a file reads; anything but a ZoariumError is let through."""
+    try:
+        read_all(path)
+    except ZoariumError as error:
+        assert path.name in str(error) and "\n" not in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_anywhere_gives_a_sentence(small_files, kind):
+    path = small_files[kind]
+    whole = path.read_bytes()
+    for cut in {*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1}:
+        path.write_bytes(whole[:cut])
+        assert not survives(path) or kind in ("onnx", "gguf"), f"cut at {cut}"  # their last bytes may be padding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_flipped_bytes_read_or_give_a_sentence(small_files, kind):
+    import random
+
+    path = small_files[kind]
+    whole = path.read_bytes()
+    rng = random.Random(kind)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        content = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 1, 4))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content)
+        survives(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
