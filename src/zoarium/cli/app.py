@@ -265,7 +265,11 @@ def show(
     if model is None:
         if not json:
             _print_zoo(opened, False)
-        print_frame(opened.measured, as_json=json, rows=rows)
+        table = opened.measured
+        if not json:  # first what tells the models apart, then what was measured
+            first = [c for c in ("id", *opened.axes, "seed", "status") if c in table.columns]
+            table = table.select(*first, *(c for c in table.columns if c not in opened.table.columns))
+        print_frame(table, as_json=json, rows=rows)
         return
     one = opened[model]
     content = {"id": one.id, "status": one.status, **one.config, **one.measures}

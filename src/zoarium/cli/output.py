@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+TEXT_WIDTH = 24  # columns a text needs at least; it gets what is left, and folds
 
 
 def print_json(content: Any) -> None:
@@ -36,18 +37,32 @@ def _plain(value: Any) -> Any:
 
 
 def print_frame(frame: pl.DataFrame, *, as_json: bool, title: str = "", rows: int = 40) -> None:
-    """Print a table; with `as_json` every row, else at most `rows` of them."""
+    """Print a table; with `as_json` all of it, else at most `rows` rows and the columns that fit the terminal."""
     if as_json:
         print_json(frame.to_dicts())
         return
+    shown = [[show(value) for value in row] for row in frame.head(rows).iter_rows()]
+    numeric = [kind.is_numeric() for kind in frame.dtypes]
     table = Table(title=escape(title) or None, title_justify="left", header_style="bold")
-    for name, kind in frame.schema.items():
-        table.add_column(escape(name), justify="right" if kind.is_numeric() else "left", overflow="fold")
-    for row in frame.head(rows).iter_rows():
-        table.add_row(*(escape(show(value)) for value in row))
+    room, kept = out.width - 1, []
+    for n, name in enumerate(frame.columns):
+        width = max([len(name), *(len(row[n]) for row in shown)])
+        width = width if numeric[n] else min(width, TEXT_WIDTH)  # text may fold, a number may not
+        if kept and room < width + 3:
+            continue
+        room -= width + 3
+        kept.append(n)
+        table.add_column(escape(name), justify="right" if numeric[n] else "left", no_wrap=numeric[n], overflow="fold")
+    for row in shown:
+        table.add_row(*(escape(row[n]) for n in kept))
     out.print(table)
+    left = [name for n, name in enumerate(frame.columns) if n not in kept]
+    if left:
+        out.print(f"{len(left)} more columns: {escape(', '.join(left))}.")
     if len(frame) > rows:
-        out.print(f"… {len(frame) - rows:,} more rows; --json prints all of them.")
+        out.print(f"{len(frame) - rows:,} more rows.")
+    if left or len(frame) > rows:
+        out.print("--json prints everything.")
 
 
 def show(value: Any) -> str:
