@@ -61,7 +61,8 @@ def test_safetensors_of_every_type_are_read(tmp_path):
 def test_views_strides_and_shared_storages_are_followed(tmp_path, zipped):
     base = torch.arange(24.0)
     wanted = {"slice": base[4:10], "turned": base.reshape(4, 6).t(), "thin": base[::5], "none": base[:0],
-              "repeated": torch.ones(1).expand(7), "complex": torch.tensor([1 + 2j]), "half": base.bfloat16()}  # fmt: skip
+              "repeated": torch.ones(1).expand(7), "complex": torch.tensor([1 + 2j]),
+              "half": base.bfloat16()}  # fmt: skip
     torch.save(wanted, tmp_path / "views.pt", _use_new_zipfile_serialization=zipped)
     assert_same(read_model(tmp_path / "views.pt"), wanted)
     assert all(tensor.is_contiguous() for _, tensor in read_model(tmp_path / "views.pt"))

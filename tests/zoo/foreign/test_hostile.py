@@ -15,7 +15,7 @@ import zipfile
 import pytest
 import torch
 
-from zoarium._core.errors import DamagedError, StoreError, ZoariumError
+from zoarium._core.errors import DamagedError, StoreError
 from zoarium.zoo.foreign import read_model
 
 LEGACY = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001, "type_sizes": {}}]
@@ -23,7 +23,7 @@ LEGACY = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_versio
 
 def read_all(path):
     model = read_model(path)
-    return {name: tensor for name, tensor in model}, model
+    return dict(model), model
 
 
 def refused(path, match, error=(DamagedError, StoreError)):
@@ -147,9 +147,22 @@ PICKLES = {
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_hostile_pickle_gives_a_sentence_and_takes_little_memory(tmp_path, write, name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(write.torch_zip(tmp_path / "evil.pt", PICKLES[name]), "")
+    refused(write.torch_zip(tmp_path / "evil.pt", PICKLES[name]), "evil.pt")
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert taken < 200 * 1024, f"{taken} KiB more"
+
+
+def test_a_large_object_under_many_keys_is_walked_once(tmp_path, write, monkeypatch):
+    from zoarium.zoo.foreign import torch_pickle
+
+    weights = tensor_pickle(4, 0, (4,), (1,))[2:-1]  # without PROTO and STOP
+    keys = b"".join(b"X\x04\x00\x00\x00k%03dj\x00\x10\x00\x00" % n for n in range(200))
+    shared = b"\x80\x02](" + b"]" * 1000 + b"er\x00\x10\x00\x000"
+    content = shared + b"}(X\x05\x00\x00\x00model" + weights + keys + b"u."
+    walked, original = [], torch_pickle.children
+    monkeypatch.setattr(torch_pickle, "children", lambda value: walked.append(1) or original(value))
+    read_model(write.torch_zip(tmp_path / "many.pt", content, [("archive/data/0", bytes(16))]))
+    assert len(walked) < 3000
 
 
 def tensor_pickle(items, offset, shape, stride, key="0"):
@@ -402,9 +415,14 @@ def test_an_index_whose_shards_lie_elsewhere_is_refused(tmp_path, folder, shard)
 def test_an_index_that_does_not_fit_its_shards_is_refused(folder):
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    for weights, match in [({}, "no weight_map"), ([1], "no weight_map"), ({"w": 3}, "no weight_map"),
-                           (index["weight_map"] | {"ghost": "model-00001-of-00002.safetensors"}, "'ghost' should be in"),
-                           (index["weight_map"] | {"steps": "absent.safetensors"}, "is missing; download")]:  # fmt: skip
+    told = index["weight_map"]
+    for weights, match in [
+        ({}, "no weight_map"),
+        ([1], "no weight_map"),
+        ({"w": 3}, "no weight_map"),
+        (told | {"ghost": "model-00001-of-00002.safetensors"}, "'ghost' should be in"),
+        (told | {"steps": "absent.safetensors"}, "is missing; download"),
+    ]:
         path.write_text(json.dumps({"weight_map": weights}))
         refused(path, match)
 
@@ -431,42 +449,3 @@ def test_a_file_that_changed_since_it_was_opened_is_not_read(small_files):
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(StoreError, match="has changed since it was opened"):
         model.tensor("steps")
-
-
-KINDS = ["safetensors", "torch", "deflated", "legacy", "torchscript", "onnx", "gguf"]
-
-
-def survives(path):
-    """Whether a file reads; anything but a ZoariumError is let through."""
-    try:
-        read_all(path)
-    except ZoariumError as error:
-        assert path.name in str(error) and "\n" not in str(error)
-        return False
-    return True
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_gives_a_sentence(small_files, kind):
-    path = small_files[kind]
-    whole = path.read_bytes()
-    for cut in {*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1}:
-        path.write_bytes(whole[:cut])
-        assert not survives(path) or kind in ("onnx", "gguf"), f"cut at {cut}"  # their last bytes may be padding
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_thousand_flipped_bytes_read_or_give_a_sentence(small_files, kind):
-    import random
-
-    path = small_files[kind]
-    whole = path.read_bytes()
-    rng = random.Random(kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(1000):
-        content = bytearray(whole)
-        for _ in range(rng.choice((1, 1, 1, 4))):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        path.write_bytes(content)
-        survives(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
