@@ -35,6 +35,8 @@ MEASURES = Registry(
         "zoarium.measure.cka",
         "zoarium.measure.distance",
         "zoarium.measure.disagreement",
+        "zoarium.measure.spectra",
+        "zoarium.measure.weight_norms",
         "zoarium.evaluate.effects",
     ),
     error=MeasureError,
