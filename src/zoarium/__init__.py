@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zoarium.growth import Grid, grow
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
+    from zoarium.zoo.foreign import read_model
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "grow": "zoarium.growth",
     "net": "zoarium.nets",
     "open": "zoarium.zoo",
+    "read_model": "zoarium.zoo.foreign",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "measure",
     "net",
     "open",
+    "read_model",
 ]
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import zoarium as za
 from zoarium.cli.app import app, run
@@ -140,6 +141,18 @@ def test_listings_come_as_tables_and_as_json(cli, listing):
     assert all(row["summary"] for row in rows if row["reference"])  # a test's own has neither
     assert any(row["reference"] for row in rows)
     assert cli(listing)[0] == 0
+
+
+def test_weights_of_a_foreign_file_are_reported(cli, tmp_path):
+    torch.save({"state_dict": {"fc.weight": torch.randn(40, 30), "steps": torch.tensor(3)}}, tmp_path / "m.ckpt")
+    code, out, _ = cli("weights", tmp_path / "m.ckpt", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["fc.weight"]["stable_rank"] > 1
+    (tmp_path / "bad.pt").write_bytes(b"not weights")
+    code, _, err = cli("weights", tmp_path / "bad.pt")
+    assert code == 2
+    assert "bad.pt" in err
 
 
 def test_studies_are_listed_and_shown(cli):

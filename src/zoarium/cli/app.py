@@ -355,6 +355,23 @@ def check(
 
 
 @app.command()
+def weights(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file or folder of weights.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Norms, ranks and spectra of every weight matrix of a model from elsewhere.
+
+    Reads safetensors, PyTorch files, TorchScript, ONNX, GGUF and Hugging Face folders, one tensor at a time, and runs
+    no code of theirs. Example: [bold]zoarium weights model.safetensors[/]
+    """
+    import zoarium as za
+    from zoarium.measure.weight_norms import weight_report
+
+    found = za.read_model(model)
+    print_frame(weight_report(found), as_json=json, title=str(found), rows=200)
+
+
+@app.command()
 def measures(json: Json = False) -> None:
     """List the measures with what they return."""
     import polars as pl
