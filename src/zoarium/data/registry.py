@@ -92,8 +92,24 @@ def load(data: str | Dataset, **params: Any) -> Dataset:
 @lru_cache(maxsize=64)
 def _load(name: str, params: tuple[tuple[str, Any], ...]) -> Dataset:
     made = DATA[name](**dict(params))
-    inside = ", ".join(f"{key}={_text(value)}" for key, value in params)
-    return replace(made, name=f"{name}({inside})" if inside else name)
+    return replace(made, name=full_name(name, dict(params)))
+
+
+def axes_of_data(name: str) -> dict[str, Any]:
+    """Parameters of a registered data set that a grid can vary, with their defaults; none for a name with brackets."""
+    if name not in DATA:
+        return {}
+    return {p.name: p.default for p in inspect.signature(DATA[name].function).parameters.values()}
+
+
+def full_name(name: str, params: Mapping[str, Any]) -> str:
+    """The one name of a data set with these parameters; those at their defaults are left out.
+
+    >>> full_name("convection", {"beta": 30, "n_x": 32})
+    'convection(beta=30)'
+    """
+    inside = ", ".join(f"{key}={_text(value)}" for key, value in sorted(_checked(name, params).items()))
+    return f"{name}({inside})" if inside else name
 
 
 def _parse(text: Any) -> tuple[str, dict[str, Any]]:

@@ -95,7 +95,7 @@ def grow(
     elif axes:
         raise GridError(f"give {', '.join(axes)} to the Grid, not to grow().")
     configs = grid.expand()
-    base = {name: grid.datasets.get(name) or load(name) for name in grid.axes["data"]}
+    base = {name: grid.datasets.get(name) or load(name) for name in dict.fromkeys(c.data for c in configs)}
     data = {}
     for config in configs:
         key = data_key(config)
