@@ -249,8 +249,8 @@ def fine_tuning(
 def fresh_start(cohort: Cohort, seed: int = 0) -> Cohort:
     """The cohort with new initial weights, drawn from `seed` and the model's id.
 
-    By each layer's own `reset_parameters`; a net with parameters of its own, such as a transformer's positions, is built
-    anew by the factory it came from.
+    By each layer's own `reset_parameters`; a net with parameters of its own, such as a transformer's positions, is
+    built anew by the factory it came from.
 
     Raises
     ------
