@@ -102,9 +102,11 @@ class Dataset:
         return replace(self, train=train)
 
     def __repr__(self) -> str:
-        number = "output" if self.n_outputs == 1 else "outputs"
-        outputs = {"classification": "classes", "regression": number, "language": "tokens"}[self.task]
+        if self.task == "language":
+            outputs = f"vocabulary of {self.n_outputs}"
+        else:
+            what = "classes" if self.task == "classification" else "outputs" if self.n_outputs > 1 else "output"
+            outputs = f"{self.n_outputs} {what}"
         return (
-            f"Dataset({self.name!r}, {len(self.train)} train + {len(self.test)} test, input {self.in_shape}, "
-            f"{self.n_outputs} {outputs})"
+            f"Dataset({self.name!r}, {len(self.train)} train + {len(self.test)} test, input {self.in_shape}, {outputs})"
         )

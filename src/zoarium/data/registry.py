@@ -14,15 +14,23 @@ from zoarium._core.registry import Registry
 from zoarium.data.dataset import Dataset
 
 DATA = Registry(
-    "data", modules=("zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection"), error=DataError
-)
+    "data",
+    modules=(
+        "zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection", "zoarium.data.patches",
+        "zoarium.data.text",
+    ),
+    error=DataError,
+)  # fmt: skip
 
 LONGEST_NAME = 500
 _CALL = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(?:'([^'\"]*)'|\"([^'\"]*)\"|([\w.+-]+))\s*")
 
 
-def dataset(name: str, *, reference: str = "") -> Callable[[Callable[..., Dataset]], Callable[..., Dataset]]:
+def dataset(
+    name: str, *, reference: str = "", extra: str = "", download: str = "", licence: str = "",
+    tokenizer: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Dataset]], Callable[..., Dataset]]:  # fmt: skip
     """Register a factory of a data set under `name`.
 
     Parameters
@@ -31,6 +39,14 @@ def dataset(name: str, *, reference: str = "") -> Callable[[Callable[..., Datase
         Name in grids, in tables and on the command line.
     reference : str
         Where the data come from.
+    extra : str, optional
+        The extra of zoarium it needs.
+    download : str, optional
+        Size of the files it downloads, or what must be there already; empty for data that are there offline.
+    licence : str, optional
+        Terms of the data.
+    tokenizer : callable, optional
+        For a language task: takes the same parameters and returns the tokenizer.
 
     Notes
     -----
@@ -48,7 +64,9 @@ def dataset(name: str, *, reference: str = "") -> Callable[[Callable[..., Datase
     >>> load("parity(bits=6)")
     Dataset('parity(bits=6)', 51 train + 13 test, input (6,), 2 classes)
     """
-    return DATA.register(name, reference=reference)
+    return DATA.register(
+        name, reference=reference, extra=extra, download=download, licence=licence, tokenizer=tokenizer
+    )
 
 
 def load(data: str | Dataset, **params: Any) -> Dataset:
@@ -87,6 +105,40 @@ def load(data: str | Dataset, **params: Any) -> Dataset:
     if twice:
         raise DataError(f"{data!r}: {twice[0]!r} is given in the name and as an argument; give it once.")
     return _load(name, tuple(sorted(_checked(name, {**inside, **params}).items())))
+
+
+def tokenizer(data: str | Dataset, **params: Any) -> Any:
+    """The tokenizer of a language task, to write and read its tokens.
+
+    Parameters
+    ----------
+    data : str or Dataset
+        A registered name, with parameters in brackets if wanted, or a data set loaded by one.
+    **params
+        Parameters of the data set.
+
+    Returns
+    -------
+    Tokenizer
+        With ``encode(text)``, ``decode(tokens)``, ``size`` and ``end``.
+
+    Raises
+    ------
+    DataError
+        For data that are no text, or not loaded by name.
+
+    Examples
+    --------
+    >>> tokens = tokenizer("pydoc_topics")
+    >>> tokens.decode(tokens.encode("for x in y:"))
+    'for x in y:'
+    """
+    name, inside = _parse(data.name if isinstance(data, Dataset) else data)
+    make = DATA[name].facts.get("tokenizer")
+    if make is None:
+        known = ", ".join(key for key, method in DATA.items() if method.facts.get("tokenizer"))
+        raise DataError(f"data {name!r} has no tokenizer; these have: {known}.")
+    return make(**_checked(name, {**inside, **params}))
 
 
 @lru_cache(maxsize=64)
