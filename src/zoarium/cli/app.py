@@ -13,6 +13,7 @@ from zoarium._core.errors import ZoariumError
 from zoarium.cli.options import Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
+from zoarium.cli.twins import twins_app
 
 app = typer.Typer(
     name="zoarium",
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(study_app, name="study")
+app.add_typer(twins_app, name="twins")
 
 
 def run() -> None:
