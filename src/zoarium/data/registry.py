@@ -17,12 +17,14 @@ DATA = Registry(
     "data",
     modules=(
         "zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection", "zoarium.data.patches",
-        "zoarium.data.text",
+        "zoarium.data.text", "zoarium.data.cifar", "zoarium.data.svhn", "zoarium.data.tiny_imagenet",
+        "zoarium.data.openwebtext",
     ),
     error=DataError,
 )  # fmt: skip
 
 LONGEST_NAME = 500
+PLACES = ("root",)  # parameters that say where data are, not what: no part of the name
 _CALL = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(?:'([^'\"]*)'|\"([^'\"]*)\"|([\w.+-]+))\s*")
 
@@ -51,7 +53,8 @@ def dataset(
     Notes
     -----
     The factory returns a :class:`Dataset`. All its parameters are keyword-only with plain defaults (numbers, text,
-    true or false) and can be set in a name: ``"convection(beta=30)"``.
+    true or false) and can be set in a name: ``"convection(beta=30)"``. One called `root` says where files lie and
+    does not become part of the name.
 
     Examples
     --------
@@ -144,7 +147,7 @@ def tokenizer(data: str | Dataset, **params: Any) -> Any:
 @lru_cache(maxsize=64)
 def _load(name: str, params: tuple[tuple[str, Any], ...]) -> Dataset:
     made = DATA[name](**dict(params))
-    inside = ", ".join(f"{key}={_text(value)}" for key, value in params)
+    inside = ", ".join(f"{key}={_text(value)}" for key, value in params if key not in PLACES)
     return replace(made, name=f"{name}({inside})" if inside else name)
 
 
