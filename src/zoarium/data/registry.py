@@ -110,6 +110,18 @@ def load(data: str | Dataset, **params: Any) -> Dataset:
     return _load(name, tuple(sorted(_checked(name, {**inside, **params}).items())))
 
 
+def needs(name: str) -> str:
+    """What a data set needs beside zoarium, in words: an extra, a download, files of yours, or nothing.
+
+    >>> needs("iris"), needs("mnist_5k"), needs("tiny_imagenet")
+    ('nothing', '[data]', '[data], download of 248 MB')
+    """
+    extra, download = (DATA[name].facts.get(fact, "") for fact in ("extra", "download"))
+    if download[:1].isdigit():
+        download = f"download of {download}"
+    return ", ".join(part for part in (extra and f"[{extra}]", download) if part) or "nothing"
+
+
 def tokenizer(data: str | Dataset, **params: Any) -> Any:
     """The tokenizer of a language task, to write and read its tokens.
 
