@@ -22,11 +22,12 @@ SIZES = {
     "convection_pinn": (608, 1024, (5,), 1),
     "colour_patches": (4000, 1000, (3, 16, 16), 10),
 }
+PUBLISHED = {"cifar10", "cifar100", "svhn", "tiny_imagenet", "openwebtext"}  # see test_published and test_openwebtext
 TEXTS = {"pydoc_topics": (1600, 200, (64,)), "stdlib_text": (4096, 512, (64,))}  # fmt: skip
 
 
 def test_every_registered_set_is_known_to_these_tests():
-    assert {*SIZES, *TEXTS} == {
+    assert {*SIZES, *TEXTS, *PUBLISHED} == {
         name for name, method in DATA.items() if method.function.__module__.startswith("zoarium.")
     }
 

@@ -461,10 +461,19 @@ def nets(json: Json = False) -> None:
 
 @app.command()
 def data(json: Json = False) -> None:
-    """List the data sets."""
+    """List the data sets and what each needs."""
     import polars as pl
 
-    from zoarium.data import DATA
+    from zoarium.data import DATA, needs
 
-    rows = [{"data": name, "summary": m.summary, "reference": m.reference} for name, m in DATA.items()]
+    rows = [
+        {
+            "data": name,
+            "needs": needs(name),
+            "summary": method.summary,
+            "licence": method.facts["licence"],
+            "reference": method.reference,
+        }
+        for name, method in DATA.items()
+    ]
     print_frame(pl.DataFrame(rows), as_json=json, rows=200)

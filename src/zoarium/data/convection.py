@@ -29,7 +29,7 @@ INITIAL = {
 }
 
 
-@dataset("convection", reference="Krishnapriyan et al. 2021 (arXiv 2109.01050)")
+@dataset("convection", reference="Krishnapriyan et al. 2021 (arXiv 2109.01050)", licence="computed")
 def convection(*, beta: float = 1.0, n_x: int = 32, n_t: int = 32, initial: str = "sine") -> Dataset:
     """Solution u(x, t) of u_t + beta u_x = 0, to be learnt from its values (a regression).
 

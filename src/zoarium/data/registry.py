@@ -17,12 +17,14 @@ DATA = Registry(
     "data",
     modules=(
         "zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection", "zoarium.data.patches",
-        "zoarium.data.text",
+        "zoarium.data.text", "zoarium.data.cifar", "zoarium.data.svhn", "zoarium.data.tiny_imagenet",
+        "zoarium.data.openwebtext",
     ),
     error=DataError,
 )  # fmt: skip
 
 LONGEST_NAME = 500
+PLACES = ("root",)  # parameters that say where data are, not what: no part of the name
 _CALL = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(?:'([^'\"]*)'|\"([^'\"]*)\"|([\w.+-]+))\s*")
 
@@ -51,7 +53,8 @@ def dataset(
     Notes
     -----
     The factory returns a :class:`Dataset`. All its parameters are keyword-only with plain defaults (numbers, text,
-    true or false) and can be set in a name: ``"convection(beta=30)"``.
+    true or false) and can be set in a name: ``"convection(beta=30)"``. One called `root` says where files lie and
+    does not become part of the name.
 
     Examples
     --------
@@ -107,6 +110,18 @@ def load(data: str | Dataset, **params: Any) -> Dataset:
     return _load(name, tuple(sorted(_checked(name, {**inside, **params}).items())))
 
 
+def needs(name: str) -> str:
+    """What a data set needs beside zoarium, in words: an extra, a download, files of yours, or nothing.
+
+    >>> needs("iris"), needs("mnist_5k"), needs("tiny_imagenet")
+    ('nothing', '[data]', '[data], download of 248 MB')
+    """
+    extra, download = (DATA[name].facts.get(fact, "") for fact in ("extra", "download"))
+    if download[:1].isdigit():
+        download = f"download of {download}"
+    return ", ".join(part for part in (extra and f"[{extra}]", download) if part) or "nothing"
+
+
 def tokenizer(data: str | Dataset, **params: Any) -> Any:
     """The tokenizer of a language task, to write and read its tokens.
 
@@ -151,7 +166,8 @@ def axes_of_data(name: str) -> dict[str, Any]:
     """Parameters of a registered data set that a grid can vary, with their defaults; none for a name with brackets."""
     if name not in DATA:
         return {}
-    return {p.name: p.default for p in inspect.signature(DATA[name].function).parameters.values()}
+    known = inspect.signature(DATA[name].function).parameters.values()
+    return {p.name: p.default for p in known if p.name not in PLACES}
 
 
 def full_name(name: str, params: Mapping[str, Any]) -> str:
@@ -160,7 +176,8 @@ def full_name(name: str, params: Mapping[str, Any]) -> str:
     >>> full_name("convection", {"beta": 30, "n_x": 32})
     'convection(beta=30)'
     """
-    inside = ", ".join(f"{key}={_text(value)}" for key, value in sorted(_checked(name, params).items()))
+    given = sorted(_checked(name, params).items())
+    inside = ", ".join(f"{key}={_text(value)}" for key, value in given if key not in PLACES)
     return f"{name}({inside})" if inside else name
 
 
