@@ -197,7 +197,7 @@ def test_a_flipped_byte_anywhere_in_an_archive_is_refused(tmp_path, monkeypatch)
     offer(monkeypatch, cifar, "CIFAR10", path)
     for content in flips(path.read_bytes(), 20):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="has sha256 .* was published with"):
+        with pytest.raises(DataError, match=r"has sha256 .* was published with"):
             cifar.cifar10(n_train=60, n_test=20)
 
 
@@ -363,6 +363,13 @@ def test_images_are_decoded_once_and_a_flipped_bit_or_another_source_decodes_the
     tiny(tmp_path, monkeypatch, {**tiny_members(), "val/images/val_0.JPEG": jpeg((255, 255, 255))})
     assert tiny_imagenet.tiny_imagenet(**PARTS).fingerprint != first.fingerprint
     assert len(times) == 2
+    assert sorted(p.name for p in home.iterdir()) == [tiny_imagenet.CACHE, "tiny-imagenet-200.zip"]
+
+
+def test_where_nothing_can_be_kept_images_are_decoded_all_the_same(tmp_path, monkeypatch):
+    home = tiny(tmp_path, monkeypatch)
+    (home / tiny_imagenet.CACHE).mkdir()
+    assert len(tiny_imagenet.tiny_imagenet(**PARTS).train) == 6
     assert sorted(p.name for p in home.iterdir()) == [tiny_imagenet.CACHE, "tiny-imagenet-200.zip"]
 
 
