@@ -18,6 +18,7 @@ from scipy.io import savemat
 from zoarium._core.errors import DataError, MissingExtraError
 from zoarium.data import cifar, load, svhn, tiny_imagenet
 from zoarium.data import registry as data_registry
+from zoarium.data.archives import Members, read_tar
 
 SMALL = {"data_batch": 12, "test_batch": 20, "train": 200, "test": 100}
 
@@ -183,6 +184,47 @@ def test_a_truncated_archive_is_called_damaged(tmp_path, monkeypatch, cut):
         cifar.cifar10(n_train=60, n_test=20)
 
 
+def flips(whole, count):
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        flipped = bytearray(whole)
+        flipped[draw.integers(len(whole))] ^= int(draw.integers(1, 256))
+        yield bytes(flipped)
+
+
+def test_a_flipped_byte_anywhere_in_an_archive_is_refused(tmp_path, monkeypatch):
+    path = tar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", cifar10_members()[1])
+    offer(monkeypatch, cifar, "CIFAR10", path)
+    for content in flips(path.read_bytes(), 20):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"has sha256 .* was published with"):
+            cifar.cifar10(n_train=60, n_test=20)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_reader_of_archives_gives_bounded_content_or_a_data_error_whatever_the_bytes(tmp_path, kind):
+    members = {f"part{n}": bytes(range(256)) * n for n in range(1, 5)}
+    path = tar(tmp_path / "archive", members) if kind == "tar" else tmp_path / "archive"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    refused = []
+    for content in flips(path.read_bytes(), 200):
+        path.write_bytes(content)
+        try:
+            if kind == "tar":
+                found = read_tar(path, {name: len(content) for name, content in members.items()})
+            else:
+                with Members(path, 1024, 10) as zipped:
+                    found = {name: zipped.read(name) for name in members}
+            assert all(len(content) <= 1024 for content in found.values())
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert all(str(path) in message for message in refused)
+
+
 def test_more_images_than_there_are_is_an_error(tmp_path, monkeypatch):
     offer(monkeypatch, cifar, "CIFAR10", tar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", cifar10_members()[1]))
     for n in (0, 61):
@@ -321,6 +363,13 @@ def test_images_are_decoded_once_and_a_flipped_bit_or_another_source_decodes_the
     tiny(tmp_path, monkeypatch, {**tiny_members(), "val/images/val_0.JPEG": jpeg((255, 255, 255))})
     assert tiny_imagenet.tiny_imagenet(**PARTS).fingerprint != first.fingerprint
     assert len(times) == 2
+    assert sorted(p.name for p in home.iterdir()) == [tiny_imagenet.CACHE, "tiny-imagenet-200.zip"]
+
+
+def test_where_nothing_can_be_kept_images_are_decoded_all_the_same(tmp_path, monkeypatch):
+    home = tiny(tmp_path, monkeypatch)
+    (home / tiny_imagenet.CACHE).mkdir()
+    assert len(tiny_imagenet.tiny_imagenet(**PARTS).train) == 6
     assert sorted(p.name for p in home.iterdir()) == [tiny_imagenet.CACHE, "tiny-imagenet-200.zip"]
 
 

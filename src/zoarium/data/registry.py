@@ -149,6 +149,11 @@ def tokenizer(data: str | Dataset, **params: Any) -> Any:
     'for x in y:'
     """
     name, inside = _parse(data.name if isinstance(data, Dataset) else data)
+    if isinstance(data, Dataset) and name not in DATA:
+        raise DataError(
+            f"data {data.name!r} was not loaded by name, so its tokenizer is not known here; make one with "
+            "learn_tokenizer and give it to from_text."
+        )
     make = DATA[name].facts.get("tokenizer")
     if make is None:
         known = ", ".join(key for key, method in DATA.items() if method.facts.get("tokenizer"))
@@ -192,7 +197,10 @@ def _parse(text: Any) -> tuple[str, dict[str, Any]]:
     for part in inside.split(",") if inside else []:
         argument = _ARGUMENT.fullmatch(part)
         if argument is None:
-            raise DataError(f"{text!r}: cannot read {part.strip()!r}; write parameters as key=value, such as beta=30.")
+            raise DataError(
+                f"{text!r}: cannot read {part.strip()!r}; write parameters as key=value, such as beta=30, "
+                "and text with other signs in quotes."
+            )
         key, single, double, bare = argument.groups()
         if key in params:
             raise DataError(f"{text!r} gives {key!r} twice; give it once.")

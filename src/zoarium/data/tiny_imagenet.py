@@ -131,12 +131,14 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _decode_and_keep(source: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     content = _decode(source)
     tensors = {name: tensor for name, tensor in content.items() if name != "classes"}
     facts = {"source": _stamp(source), "sha256": _digest(content), "classes": json.dumps(content["classes"])}
-    with contextlib.suppress(StoreError), replacing(source.parent / CACHE) as path:  # a read-only folder: decode again
+    # In a read-only folder or on a full disk nothing is kept, and the next load decodes again.
+    with contextlib.suppress(StoreError, SafetensorError), replacing(source.parent / CACHE) as path:
         save_file(tensors, path, facts)
     return content
 

@@ -137,6 +137,8 @@ class Tokenizer:
 
 def as_bytes(text: str) -> bytes:
     """UTF-8 of a text, or an error that says where it is none."""
+    if not isinstance(text, str):
+        raise DataError(f"a document must be a text, found {type(text).__name__}; decode or convert it first.")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -167,6 +169,8 @@ def learn_tokenizer(texts: Sequence[str], vocabulary: int = 0, *, alphabet: byte
     -----
     Each merge touches only the words that hold its pair: 1 MB of text and 512 tokens take about a second.
     """
+    if isinstance(texts, str):
+        raise DataError("texts must be a list of texts, found a single one; put it in a list.")
     encoded = [as_bytes(text) for text in texts]
     alphabet = bytes(sorted(set().union(*encoded))) if alphabet is None else alphabet
     if not alphabet:
