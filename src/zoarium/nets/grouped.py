@@ -9,6 +9,7 @@ this was written (8 x 8 and 28 x 28 images, 8 and 32 channels), a forward pass 0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -67,6 +68,26 @@ class ConvGraphNet(StackedNet):
                         taken[name] = h if index + 1 in flat else h.unflatten(1, (n, -1)).transpose(0, 1)
         out = values[len(self.graph.steps)]
         return out if len(self.graph.steps) in flat else out.unflatten(1, (n, -1)).transpose(0, 1), taken
+
+    def shapes(self, in_shape: tuple[int, ...], steps: Sequence[Step] | None = None) -> list[tuple[int, ...]]:
+        """Shape (C, H, W) or (features,) of each value of one model on one sample of shape `in_shape`.
+
+        `steps` are those of the graph, or the same in another order.
+        """
+        params = {name: p.detach().unsqueeze(0) for name, p in self.module.named_parameters()}
+        buffers = {name: b.unsqueeze(0) for name, b in self.module.named_buffers()}
+        values = [next(iter(params.values())).new_zeros(2, *in_shape)]
+        modes = [(child, child.training) for child in self.module.modules()]
+        try:
+            self.module.eval()
+            with torch.no_grad():
+                for step in steps or self.graph.steps:
+                    inputs = [values[value] for value in step.inputs]
+                    values.append(self._step(step, inputs, params, buffers, 1, values[0], False))
+        finally:
+            for child, mode in modes:
+                child.training = mode
+        return [tuple(v.shape[1:] if v.dim() == 4 else v.shape[2:]) for v in values]
 
     def _step(
         self, step: Step, inputs: list[Tensor], params: Tensors, buffers: Tensors, n: int, start: Tensor, shared: bool
