@@ -48,7 +48,7 @@ class ConvGraphNet(StackedNet):
                 raise NetError(f"layer {layer!r} is not run in the forward pass; choose another layer.")
         wanted = {value: name for name, value in self.graph.layers.items() if name in layers}
         taken: dict[str, Tensor] = {}
-        start = _channels_last(x.transpose(0, 1).flatten(1, 2)) if per_model else x  # (b, n*C, H, W) or shared
+        start = channels_last(x.transpose(0, 1).flatten(1, 2)) if per_model else x  # (b, n*C, H, W) or shared
         values: dict[int, Tensor] = {0: start}
         flat: set[int] = set()
         for index, step in enumerate(self.graph.steps):
@@ -120,13 +120,17 @@ class ConvGraphNet(StackedNet):
         return cast("nn.Module", leaf)(h)
 
 
-def _channels_last(h: Tensor) -> Tensor:
-    return h.contiguous(memory_format=torch.channels_last)
+def channels_last(h: Tensor) -> Tensor:
+    """The same images with channels last in memory, also where one channel leaves torch in doubt."""
+    h = h.contiguous(memory_format=torch.channels_last)
+    if h.shape[1] == 1:  # else taken for channels first, and so is all that follows: pooling took ten times as long
+        h = h.as_strided(h.shape, (h.shape[2] * h.shape[3], 1, h.shape[3], 1), h.storage_offset())
+    return h
 
 
 def _grouped(h: Tensor, weight: Tensor, bias: Tensor | None, leaf: nn.Conv2d) -> Tensor:
     """Each model's convolution on its own channels: (b, n*C, H, W) -> (b, n*C', H', W')."""
-    filters = _channels_last(weight.flatten(0, 1))  # (n*C', C, k, k)
+    filters = channels_last(weight.flatten(0, 1))  # (n*C', C, k, k)
     padding = cast("tuple[int, int]", leaf.padding)
     return F.conv2d(
         h,

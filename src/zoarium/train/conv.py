@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from zoarium.data.dataset import Split, Task
 from zoarium.nets.check import single_value_error
 from zoarium.nets.convgraph import ConvGraph, Step
-from zoarium.nets.grouped import ConvGraphNet
+from zoarium.nets.grouped import ConvGraphNet, channels_last
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Pointwise, pointwise, score
 from zoarium.train.convcost import Portion, evaluation_portion, training_portion
@@ -439,7 +439,7 @@ class ConvStack(AutogradStack):
             buffers = {name: t[here] for name, t in self.buffers.items()}
             total = self.params[0].new_zeros(2, b - a)
             for s in range(0, len(x), portion.rows):
-                images = x[s : s + portion.rows].contiguous(memory_format=torch.channels_last)
+                images = channels_last(x[s : s + portion.rows])
                 out = evaluated(self.steps, images, params, buffers)  # (k, b, c)
                 total += torch.stack(score(out.transpose(1, 2).contiguous(), y[s : s + portion.rows], self.task))
             totals.append(total / len(x))
@@ -449,7 +449,7 @@ class ConvStack(AutogradStack):
 
 def side_by_side(x: Tensor) -> Tensor:
     """Images of g models (g, b, C, H, W) as (b, g*C, H, W), channels last."""
-    return x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    return channels_last(x.transpose(0, 1).flatten(1, 2))
 
 
 def evaluated(steps: Sequence[Step], x: Tensor, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
     seconds = calls · (CALL or CONV) + sum over steps of g r (6 work / RATE + bytes / NEAR) · slow(working set)
 
 for g models and r samples at a time. Small g and r keep the activations of a step in the cache, large ones share the
-price of a kernel call; where several choices cost the same within two per cent, the one with fewer calls is taken. The
+price of a kernel call; where choices cost the same within two per cent, more samples come first, then more models. The
 constants are medians over 27 shapes (1 to 128 channels, 2 to 28 pixels, g of 1, 2, 6 and 12) on one core of a server
 with 1 MiB of L2 and 32 MiB of L3 cache, rounded; only their ratios matter, and only for speed.
 """
@@ -96,8 +96,8 @@ def _portion(
     while splits and portions[-1] > 8:
         portions.append(math.ceil(portions[-1] / 2))
     best: Portion | None = None
-    for size in sizes:
-        for portion in portions:
+    for portion in portions:
+        for size in sizes:
             seconds = seconds_of(work, n, rows, size, portion, item, training=training)
             if best is None or seconds < 0.98 * best.seconds:
                 best = Portion(size, portion, seconds)
