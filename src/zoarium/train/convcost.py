@@ -50,6 +50,7 @@ class Work:
     activations: int  # numbers read and written
     weights: int
     convolution: bool
+    thin: float = 1.0  # how much longer it takes for one model alone, whose few channels fill no vector
 
 
 def work_of(steps: Sequence[Step], shapes: Sequence[tuple[int, ...]]) -> list[Work]:
@@ -58,14 +59,17 @@ def work_of(steps: Sequence[Step], shapes: Sequence[tuple[int, ...]]) -> list[Wo
     for index, step in enumerate(steps):
         activations = sum(math.prod(shapes[value]) for value in (*step.inputs, index + 1))
         weights = sum(p.numel() for p in step.leaf.parameters()) if step.leaf is not None else 0
-        multiplications = 0.0
+        multiplications, thin = 0.0, 1.0
         if isinstance(step.leaf, nn.Conv2d):
             channels, *place = shapes[index + 1]
             taps = math.prod(step.leaf.kernel_size) * shapes[step.inputs[0]][0] / step.leaf.groups
             multiplications = taps * math.prod(place) * max(channels, LANES / 2)
+            thin = (
+                min(max(0.75 * LANES / min(channels, shapes[step.inputs[0]][0]), 1.0), 2.0) if step.inputs[0] else 1.0
+            )
         elif isinstance(step.leaf, nn.Linear):
             multiplications = float(weights)
-        out.append(Work(multiplications, activations, weights, isinstance(step.leaf, nn.Conv2d)))
+        out.append(Work(multiplications, activations, weights, isinstance(step.leaf, nn.Conv2d), thin))
     return out
 
 
@@ -80,7 +84,7 @@ def seconds_of(
     for step in work:
         bytes_ = item * (step.activations * here + step.weights * n / math.ceil(n / size))
         slow = 1 + min(max(bytes_ / CACHE - 1, 0.0), 1.0)
-        arithmetic = 2 * passes * step.multiplications / RATE
+        arithmetic = 2 * passes * step.multiplications / RATE * (step.thin if size == 1 else 1)
         traffic = passes * item * step.activations / NEAR * (0.2 if step.convolution else 1)
         total += (CONV if step.convolution else CALL) * passes / 3 + here * (arithmetic + traffic) * slow
     return rounds * total
