@@ -257,7 +257,7 @@ def test_convolutional_nets_run_as_one_grouped_net_and_agree(batch_norm):
         for b in (8, 16)
         for s in (0, 1)
     ]
-    assert "grouped" in describe(configs[0], data).reason
+    assert describe(configs[0], data).route == "conv"
     states, _ = together(configs, data)
     assert_equal_to_plain(configs, data, states)
 

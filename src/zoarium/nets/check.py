@@ -62,3 +62,11 @@ def check_net(module: nn.Module, dataset: Dataset) -> None:
             f"net {name} gives {found} for {len(x)} samples of {dataset.name!r}, whose {dataset.n_outputs} {kind} need "
             f"shape {wanted}; let its last layer have n_outputs={dataset.n_outputs} units."
         )
+
+
+def single_value_error(size: tuple[int, ...]) -> NetError:
+    """The error of batch norm that would train on one value a channel: one image that shrinks to one pixel."""
+    return NetError(
+        f"batch norm cannot train on a batch of one image of {size[-2]} x {size[-1]} pixels, which "
+        "shrinks to one pixel; set drop_last=True, or a batch_size of which no single sample is left over."
+    )

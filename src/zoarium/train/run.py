@@ -57,7 +57,7 @@ class Run:
         self.stack: ChainStack | AutogradStack = (
             ChainStack(_chains(chains), which, first.task, smoothing, dtype, device)
             if len(chains) == len(architectures)
-            else AutogradStack(architectures[0].net, self.n, first.task, smoothing, dtype, device)
+            else architectures[0].stack(self.n, first.task, smoothing, dtype, device)
         )
         keys = sorted(set(streams))
         self._pool(data, keys, dtype)
