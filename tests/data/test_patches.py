@@ -14,7 +14,7 @@ def plain_photos(monkeypatch, height=40, width=60):
     """Two photos whose pixels tell where they are: photo, row, column."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     photos = {name: np.stack([np.full_like(rows, n), rows, columns], -1) for n, name in enumerate(("one", "two"))}
-    monkeypatch.setattr(patches, "_photos", lambda: photos)
+    monkeypatch.setattr(patches, "photos", lambda: photos)
 
 
 def places(x):

@@ -83,8 +83,8 @@ def colour_patches(
             f"found size={size}, n_train={n_train}, n_test={n_test}."
         )
     names, blocks = [], []
-    for photo, pixels in _photos().items():
-        for (row, column), box in _blocks(pixels.shape[0], pixels.shape[1], classes // 2).items():
+    for photo, pixels in photos().items():
+        for (row, column), box in blocks_of(pixels.shape[0], pixels.shape[1], classes // 2).items():
             names.append(f"{photo} {row},{column}")
             blocks.append((pixels, box))
     splits = []
@@ -92,8 +92,8 @@ def colour_patches(
         x, y = [], []
         for label, (pixels, box) in enumerate(blocks):
             wanted = total // classes + (label < total % classes)
-            patches = _patches(
-                pixels, _parts(box, size, classes, seed, label)[kind], size, wanted, names[label], kind, seed
+            patches = patches_of(
+                pixels, parts_of(box, size, classes, seed, label)[kind], size, wanted, names[label], kind, seed
             )
             x.append(patches)
             y += [label] * wanted
@@ -109,7 +109,8 @@ def colour_patches(
     return Dataset("colour_patches", train, test, "classification", classes, tuple(names))
 
 
-def _photos() -> dict[str, np.ndarray]:
+def photos() -> dict[str, np.ndarray]:
+    """Scikit-learn's two photographs, (height, width, 3) bytes each."""
     require("PIL", "data", "the data set 'colour_patches'")
     from sklearn.datasets import load_sample_images
 
@@ -117,7 +118,7 @@ def _photos() -> dict[str, np.ndarray]:
     return dict(zip(("china", "flower"), images, strict=True))
 
 
-def _blocks(height: int, width: int, count: int) -> dict[tuple[int, int], Box]:
+def blocks_of(height: int, width: int, count: int) -> dict[tuple[int, int], Box]:
     """The picture in `count` blocks, as square as rows times columns allow."""
     divisors = [rows for rows in range(1, count + 1) if count % rows == 0]
     rows = min(divisors, key=lambda r: abs(math.log((height / r) / (width / (count // r)))))
@@ -125,7 +126,7 @@ def _blocks(height: int, width: int, count: int) -> dict[tuple[int, int], Box]:
     return {(r, c): (r * high, c * wide, high, wide) for r in range(rows) for c in range(count // rows)}
 
 
-def _parts(box: Box, size: int, classes: int, seed: int, label: int) -> dict[str, list[Box]]:
+def parts_of(box: Box, size: int, classes: int, seed: int, label: int) -> dict[str, list[Box]]:
     """The block's parts for training (two thirds, where a patch still fits the rest) and for testing."""
     top, left, height, width = box
     length, other = max(height, width), min(height, width)
@@ -150,7 +151,7 @@ def _parts(box: Box, size: int, classes: int, seed: int, label: int) -> dict[str
     return parts
 
 
-def _patches(
+def patches_of(
     pixels: np.ndarray, parts: list[Box], size: int, wanted: int, name: str, kind: str, seed: int
 ) -> np.ndarray:
     """`wanted` different patches inside some parts, (wanted, size, size, 3)."""

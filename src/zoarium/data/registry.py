@@ -17,6 +17,7 @@ DATA = Registry(
     "data",
     modules=(
         "zoarium.data.images", "zoarium.data.tabular", "zoarium.data.convection", "zoarium.data.patches",
+        "zoarium.data.digits_on_photos",
         "zoarium.data.text", "zoarium.data.cifar", "zoarium.data.svhn", "zoarium.data.tiny_imagenet",
         "zoarium.data.openwebtext",
     ),
