@@ -204,6 +204,20 @@ def test_the_package_itself_is_light_to_import():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_plan_names_every_program_its_route_and_the_reason_and_writes_nothing(cli, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("net: cnn\nwidth: [4]\nbatch_size: [50, 250]\nseed: {range: [0, 3]}\nepochs: 1\n")
+    code, out, _ = cli("plan", spec)
+    assert code == 0
+    assert "models of cnn, conv" in out
+    assert "side by side, one grouped convolution a layer" in out
+    code, out, _ = cli("plan", spec, "--json")
+    rows = json.loads(out)
+    assert sum(row["models"] for row in rows) == 6
+    assert {row["route"] for row in rows} == {"conv"}
+    assert list(tmp_path.iterdir()) == [spec]
+
+
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'grwo'"):
         _ = za.grwo

@@ -262,6 +262,76 @@ def test_convolutional_nets_run_as_one_grouped_net_and_agree(batch_norm):
     assert_equal_to_plain(configs, data, states)
 
 
+def conv_configs(net, settings, batches, seeds=(0, 1), **training):
+    return [
+        ModelConfig(
+            net=net, net_params=settings, data="blobs", seed=s,
+            training=Training(batch_size=b, **{"epochs": 1, "clip_norm": 1.0, **training}),
+        )
+        for b in batches
+        for s in seeds
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"label_smoothing": 0.2},
+        {"drop_last": True, "epochs": 2},
+        {"clip_norm": None, "optimizer": "adam", "lr": 0.01},
+        {"steps": 7},
+    ],
+    ids=str,
+)
+def test_convolutional_nets_of_several_batch_sizes_share_micro_steps_and_agree(training):
+    data = blobs(50, (2, 8, 8))
+    configs = conv_configs("cnn", {"width": 2, "depth": 2}, (6, 9, 15) if "steps" not in training else (6,), **training)
+    states, results = as_one(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    assert len(results) == 1
+
+
+RESIDUAL = {"resnet8": {"width": 2}, "resnet18": {"width": 2, "stem": "cifar", "zero_init_residual": True}}
+
+
+@pytest.mark.parametrize("net", RESIDUAL)
+def test_residual_nets_agree_running_statistics_included(net):
+    data = blobs(42, (1, 8, 8))
+    configs = conv_configs(net, RESIDUAL[net], (8, 16), label_smoothing=0.1)
+    assert describe(configs[0], data).route == "conv"
+    states, results = together(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    assert len(results) == 2  # batch statistics keep batch sizes apart
+
+
+@pytest.mark.parametrize(("net", "settings"), [("cnn", {"width": 4}), ("resnet8", {"width": 4})])
+def test_convolutions_in_float32_agree_to_one_part_in_ten_thousand_after_ten_steps(net, settings):
+    data = blobs(160, (1, 8, 8))  # in batches of 8 one relu of one net flips, and plain float32 is 4e-4 from float64
+    configs = conv_configs(net, settings, (16,), lr=0.1)
+    states, _ = as_one(configs, data, dtype=torch.float32)
+    assert_equal_to_plain(configs, data, states, dtype=torch.float32, tolerance=1e-4)
+
+
+def test_the_history_of_a_convolutional_net_is_that_of_the_plain_loop():
+    data = blobs(40, (1, 8, 8))
+    configs = conv_configs("cnn", {"width": 3, "batch_norm": True}, (8,), epochs=2)
+    _, (result,) = as_one(configs, data)
+    for row, config in enumerate(configs):
+        _, wanted = train_one_plainly(config, data, dtype=torch.float64)
+        mine = result.history["row"] == row
+        for name, values in wanted.items():
+            assert result.history[name][mine].tolist() == pytest.approx(values, abs=1e-9), name
+
+
+def test_a_plan_says_how_many_models_run_side_by_side_and_why():
+    data = blobs(40, (1, 8, 8))
+    small, wide = (conv_configs("cnn", {"width": w}, (8,)) for w in (2, 256))
+    (one,) = plan(small, {data_key(small[0]): data})
+    assert (one.route, "all 2 models" in one.reason) == ("conv", True)
+    (one,) = plan(wide, {data_key(wide[0]): data})
+    assert "one model at a time through dense kernels" in one.reason
+
+
 @pytest.mark.parametrize("kind", ["flip", "crop_flip", "crop_flip_rotate"])
 @pytest.mark.parametrize("net", ["mlp", "cnn"])
 def test_augmented_images_are_those_of_the_plain_loop_whatever_shares_the_program(net, kind):

@@ -167,6 +167,32 @@ def _print_zoo(zoo: Any, as_json: bool) -> None:
 
 
 @app.command()
+def plan(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML, or preset:NAME.", show_default=False)
+    ],
+    memory: Memory = "2GB",
+    json: Json = False,
+) -> None:
+    """Say how a grid would grow: its programs, the route of each and why. Nothing is trained or written.
+
+    Example: [bold]zoarium plan spec.yaml[/]
+    """
+    import zoarium as za
+    from zoarium.growth import dry_run
+
+    programs = dry_run(spec if spec.startswith("preset:") else za.Grid.from_yaml(Path(spec)), memory=memory)
+    if json:
+        print_frame(programs, as_json=True)
+        return
+    for row in programs.iter_rows(named=True):
+        size = f"{row['models']} models of {row['net']}, {row['route']}, ~{row['seconds']:.2g} s, {row['mib']} MiB"
+        out.print(f"[bold]{row['program']}[/] {_escape(size)}: {_escape(row['reason'])}", soft_wrap=True)
+    total = f"{programs['models'].sum():,} models in {len(programs)} programs"
+    out.print(f"{total}, ~{programs['seconds'].sum():.2g} s on one core")
+
+
+@app.command()
 def measure(
     zoo: ZooPath,
     names: Annotated[list[str], typer.Argument(metavar="MEASURE...", help="See: zoarium measures.")],

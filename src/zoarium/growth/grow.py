@@ -89,9 +89,6 @@ def grow(
     >>> len(zoo), sorted(set(zoo.table["status"]))
     (4, ['trained'])
     """
-    from zoarium.data import load
-    from zoarium.train import data_key
-
     if isinstance(grid, str) and grid.startswith("preset:"):
         grid = preset(grid)
     if isinstance(grid, Preset):
@@ -101,14 +98,7 @@ def grow(
     elif axes:
         raise GridError(f"give {', '.join(axes)} to the Grid, not to grow().")
     configs = grid.expand()
-    base = {name: grid.datasets.get(name) or load(name) for name in dict.fromkeys(c.data for c in configs)}
-    data = {}
-    for config in configs:
-        key = data_key(config)
-        if key not in data:
-            data[key] = base[config.data].variant(
-                fraction=config.data_fraction, label_noise=config.label_noise, seed=config.data_seed
-            )
+    base, data = training_data(grid, configs)
     parse_checkpoints(checkpoints, 1)  # a mistake is said before the work starts
     sizes = _check_nets(grid, configs, data)
     _programs(grid, configs, data, memory)  # what cannot be planned is said before anything is written
@@ -128,6 +118,22 @@ def grow(
         if "planned" not in zoo.table["status"]:
             shutil.rmtree(zoo.path / "growing", ignore_errors=True)  # also what a kill left half-written there
     return zoo
+
+
+def training_data(grid: Grid, configs: Sequence[ModelConfig]) -> tuple[dict[str, Dataset], dict[tuple, Dataset]]:
+    """The data sets of a grid by name, and what each kind of model trains on by :func:`~zoarium.train.data_key`."""
+    from zoarium.data import load
+    from zoarium.train import data_key
+
+    base = {name: grid.datasets.get(name) or load(name) for name in dict.fromkeys(c.data for c in configs)}
+    data = {}
+    for config in configs:
+        key = data_key(config)
+        if key not in data:
+            data[key] = base[config.data].variant(
+                fraction=config.data_fraction, label_noise=config.label_noise, seed=config.data_seed
+            )
+    return base, data
 
 
 def _check_nets(grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset]) -> dict[str, int]:

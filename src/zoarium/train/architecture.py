@@ -17,7 +17,7 @@ from zoarium.nets.registry import Factory
 from zoarium.nets.stacked import ChainNet
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, chain
-from zoarium.train.routes import Found, find
+from zoarium.train.routes import Found, find, why_autograd
 from zoarium.zoo.config import ModelConfig
 
 Route = Literal["chain", "conv", "vmap", "loop"]
@@ -106,7 +106,8 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
         route, reason = cast("Route", found.route), found.reason
         return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs, found)
     route = "loop" if net.kind == "loop" else "vmap"
-    return Architecture(module, net, None, route, net.reason, _mixes(module), _work(module, x), inputs)
+    reason = net.reason + why_autograd(net, dataset)
+    return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs)
 
 
 def build_model(config: ModelConfig, dataset: Dataset, factory: Factory | None = None) -> nn.Module:

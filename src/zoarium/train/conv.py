@@ -98,12 +98,16 @@ class _Pass:
 
 @dataclass
 class _Op:
-    """A step for some models; `first` says that nobody needs the gradient at its input."""
+    """A step for some models.
+
+    `first` says that nobody needs the gradient at its input, `idle` that nobody needs the one at its output either.
+    """
 
     step: Step
     out: int
     g: int
     first: bool
+    idle: bool = False
     adds_up: bool = True
 
     def forward(self, p: _Pass) -> None:
@@ -336,7 +340,7 @@ def _bind(stack: ConvStack, a: int, b: int) -> list[_Op]:
         upstream = any(depends[value] for value in step.inputs)
         depends.append(upstream or step.kind in ("conv", "norm", "linear"))
         kind = _MaxPool if isinstance(step.leaf, nn.MaxPool2d) else _Relu if type(step.leaf) is nn.ReLU else None
-        op = (kind or KINDS[step.kind])(step, index + 1, b - a, not upstream)
+        op = (kind or KINDS[step.kind])(step, index + 1, b - a, not upstream, not depends[-1])
         weight, bias = f"{step.name}.weight", f"{step.name}.bias"
         own = (params.get(weight), params.get(bias), (sums.get(weight), sums.get(bias)))
         producer = stack.steps[step.inputs[0] - 1].kind if step.inputs[0] else "input"
@@ -413,7 +417,8 @@ class ConvStack(AutogradStack):
         out = p.value(len(ops))  # (g, b, c)
         p.give(len(ops), self._delta(out, y, self.smoothing[a : a + len(out)]), True)
         for op in reversed(ops):
-            op.backward(p)
+            if not op.idle:
+                op.backward(p)
 
     def _delta(self, out: Tensor, y: Tensor, smoothing: Tensor) -> Tensor:
         """The gradient of the summed losses at the outputs."""

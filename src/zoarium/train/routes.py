@@ -82,6 +82,14 @@ def convolutional(net: StackedNet, dataset: Dataset) -> Found | None:
 FINDERS: list[Callable[[StackedNet, Dataset], Found | None]] = [convolutional]
 
 
+def why_autograd(net: StackedNet, dataset: Dataset) -> str:
+    """Why a convolutional net that runs as a graph is left to autograd, or nothing."""
+    if not isinstance(net, ConvGraphNet):
+        return ""
+    why = written_out(net.graph, net.shapes(dataset.in_shape)) or f"no backward pass is written out for {dataset.task}"
+    return f", differentiated by autograd: {why}"
+
+
 def find(net: StackedNet, dataset: Dataset) -> Found | None:
     """The first stack that takes a net."""
     return next((found for finder in FINDERS if (found := finder(net, dataset)) is not None), None)
