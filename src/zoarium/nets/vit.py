@@ -151,13 +151,17 @@ class VisionTransformer(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, channels, height, width) -> outputs (b, c)."""
+    def check_inputs(self, x: Tensor) -> None:
+        """Refuse what are no images of the shape this net was built for."""
         if tuple(x.shape[1:]) != self.in_shape:
             raise NetError(
                 f"this vision transformer has learned positions for images {self.in_shape}, found inputs of shape "
                 f"{tuple(x.shape[1:])}; resize them or build a net for this shape."
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, channels, height, width) -> outputs (b, c)."""
+        self.check_inputs(x)
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)  # (b, N, d)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)  # (b, 1 + N, d)
         return self.heads(self.encoder(tokens)[:, 0])

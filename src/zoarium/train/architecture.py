@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from zoarium.nets.check import check_net
 from zoarium.nets.registry import Factory
 from zoarium.nets.stacked import ChainNet
 from zoarium.train.chain import Chain, chain
+from zoarium.train.routes import HandWritten, hand_written
 from zoarium.zoo.config import ModelConfig
 
-Route = Literal["chain", "vmap", "loop"]
+Route = Literal["chain", "transformer", "vmap", "loop"]
 DataKey = tuple[str, float, float, int]
 
 
@@ -49,6 +50,8 @@ class Architecture:
         Multiplications of one forward pass of one sample, roughly.
     inputs : int
         Numbers in one sample.
+    hand : HandWritten or None
+        The stack whose backward pass is written out, where the architecture has one beside "chain".
     """
 
     module: nn.Module
@@ -59,6 +62,7 @@ class Architecture:
     batch_statistics: bool
     work: float
     inputs: int
+    hand: HandWritten | None = None
 
     @property
     def size(self) -> int:
@@ -86,6 +90,10 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
     links = chain(net.links, params) if isinstance(net, ChainNet) else None
     if links is not None:
         return Architecture(module, net, links, "chain", net.reason, False, float(net.layout.size), inputs)
+    hand = hand_written(module, dataset)
+    if hand is not None:
+        work = float(net.layout.size)
+        return Architecture(module, net, None, cast("Route", hand.route), hand.reason, False, work, inputs, hand)
     x = dataset.train.x[:2]
     x = x.to(next(iter(params.values())).dtype) if x.is_floating_point() else x
     net = stack(module.train(), example=x)

@@ -38,8 +38,9 @@ class Program:
         Their places in the list of configurations, in the order of the stack.
     key : str
         A digest of their ids: the same for the same models on every run.
-    route : {"chain", "vmap", "loop"}
-        Hand-written products, autograd over a stacked forward pass, or one model after the other.
+    route : {"chain", "transformer", "vmap", "loop"}
+        Hand-written products (of perceptrons, of transformers), autograd over a stacked forward pass, or one model after
+        the other.
     reason : str
         Why they run together and this way, in words.
     cost : float
@@ -226,6 +227,8 @@ def _seconds(items: Sequence[_Item]) -> float:
             epoch = scale * chain_seconds(sizes, batches, share, micro, first.samples, _slots(first))
         else:
             epoch = chain_seconds(sizes, batches, counts, micro, first.samples, _slots(first))
+    elif one.hand:
+        epoch = one.hand.seconds(batches, counts, micro, first.samples, _slots(first))
     else:
         tensors = len(one.net.layout.shapes)
         epoch = autograd_seconds(
@@ -240,6 +243,8 @@ def _bytes(items: Sequence[_Item], dtype: torch.dtype) -> int:
     one, item = first.architecture, dtype.itemsize
     if one.chain:
         return chain_bytes(sizes, len(items), micro, first.samples, _slots(first), item)
+    if one.hand:
+        return one.hand.bytes(len(items), min(micro, first.samples), first.samples, _slots(first), item)
     return autograd_bytes(one.work, one.size, len(items), micro, first.samples, one.inputs, item)
 
 

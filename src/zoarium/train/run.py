@@ -16,6 +16,7 @@ from zoarium.train.architecture import Architecture, DataKey
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, ChainStack
 from zoarium.train.optimisers import OPTIMISERS
+from zoarium.train.routes import Stack
 from zoarium.train.timetable import Timetable, order
 from zoarium.zoo.config import Training
 
@@ -53,9 +54,12 @@ class Run:
         self.timetable = Timetable.of(trainings, len(first.train))
         smoothing = [t.label_smoothing for t in trainings]
         chains = [a.chain for a in architectures if a.chain is not None]
-        self.stack: ChainStack | AutogradStack = (
+        hand = architectures[0].hand
+        self.stack: Stack = (
             ChainStack(_chains(chains), which, first.task, smoothing, dtype, device)
             if len(chains) == len(architectures)
+            else hand.build(self.n, smoothing, dtype, device)
+            if hand is not None
             else AutogradStack(architectures[0].net, self.n, first.task, smoothing, dtype, device)
         )
         keys = sorted(set(streams))
