@@ -143,6 +143,16 @@ def test_listings_come_as_tables_and_as_json(cli, listing):
     assert cli(listing)[0] == 0
 
 
+def test_data_sets_are_listed_with_what_they_need(cli):
+    rows = {row["data"]: row for row in json.loads(cli("data", "--json")[1])}
+    needs = {name: rows[name]["needs"] for name in ("iris", "pydoc_topics", "mnist_5k", "cifar10", "openwebtext")}
+    assert needs == {
+        "iris": "nothing", "pydoc_topics": "nothing", "mnist_5k": "[data]", "cifar10": "download of 170 MB",
+        "openwebtext": "[text], a local folder",
+    }  # fmt: skip
+    assert all(row["licence"] for row in rows.values() if row["reference"] and not row["data"].startswith("test_"))
+
+
 def test_weights_of_a_foreign_file_are_reported(cli, tmp_path):
     torch.save({"state_dict": {"fc.weight": torch.randn(40, 30), "steps": torch.tensor(3)}}, tmp_path / "m.ckpt")
     code, out, _ = cli("weights", tmp_path / "m.ckpt", "--json")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoarium._core.seeds import generator
+from zoarium.data import load
 from zoarium.data.dataset import Dataset, Split
 from zoarium.train import data_key, plan, train_one_plainly, train_program
 from zoarium.train.architecture import describe
@@ -257,5 +258,96 @@ def test_convolutional_nets_run_as_one_grouped_net_and_agree(batch_norm):
         for s in (0, 1)
     ]
     assert "grouped" in describe(configs[0], data).reason
+    states, _ = together(configs, data)
+    assert_equal_to_plain(configs, data, states)
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop_flip", "crop_flip_rotate"])
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_augmented_images_are_those_of_the_plain_loop_whatever_shares_the_program(net, kind):
+    data = blobs(40, (1, 8, 8))
+    configs = [
+        ModelConfig(
+            net=net,
+            net_params={"width": 3},
+            data="blobs",
+            seed=s,
+            training=Training(batch_size=b, epochs=2, augment=kind),
+        )
+        for b in (8, 16)
+        for s in (0, 1)
+    ]
+    states, _ = as_one(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    plain, _ = train_one_plainly(
+        configs[0].model_copy(update={"training": Training(batch_size=8, epochs=2)}), data, dtype=torch.float64
+    )
+    assert any(not torch.equal(states[0][name], tensor) for name, tensor in plain.items())
+
+
+def test_batch_norm_sees_micro_batches_where_asked_to():
+    data = blobs(40, (1, 4, 4))
+    configs = user_configs((16,), micro_batch=8)
+    states, _ = together(configs, data, norm_net)
+    assert_equal_to_plain(configs, data, states, norm_net)
+    whole, _ = train_one_plainly(user_configs((16,))[0], data, norm_net, dtype=torch.float64)
+    assert not torch.allclose(states[0]["1.running_mean"], whole["1.running_mean"])
+
+
+def test_micro_batches_that_do_not_fill_a_batch_are_refused():
+    with pytest.raises(ValueError, match="micro_batch 5 does not divide batch_size 16"):
+        Training(batch_size=16, micro_batch=5)
+
+
+def sentences(count=24, length=6, vocabulary=7):
+    draw = generator("sentences")
+    text = torch.randint(0, vocabulary, (count + 8, length + 1), generator=draw)
+    train, test = (Split(part[:, :-1].clone(), part[:, 1:].clone()) for part in (text[:count], text[count:]))
+    return Dataset("sentences", train, test, "language", vocabulary)
+
+
+def gpt_configs(batches=(4, 8), seeds=(0, 1), **training):
+    return [
+        ModelConfig(
+            net="gpt2",
+            net_params={"model_dim": 8, "n_layers": 1, "n_heads": 2},
+            data="sentences",
+            seed=s,
+            training=Training(batch_size=b, **{"epochs": 1, "optimizer": "adamw", "lr": 0.01, **training}),
+        )
+        for b in batches
+        for s in seeds
+    ]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_language_models_agree(smoothing):
+    configs = gpt_configs(label_smoothing=smoothing)
+    states, _ = together(configs, sentences())
+    assert_equal_to_plain(configs, sentences(), states)
+
+
+def test_the_history_of_a_language_model_is_loss_and_accuracy_a_token():
+    (config,) = gpt_configs((4,), (0,))
+    _, (result,) = together([config], sentences())
+    _, wanted = train_one_plainly(config, sentences(), dtype=torch.float64)
+    for name, values in wanted.items():
+        assert result.history[name].tolist() == pytest.approx(values, abs=1e-9), name
+
+
+def test_physics_informed_nets_agree():
+    data = load("convection_pinn", beta=3.0, n_initial=8, n_boundary=4, n_residual=20)
+    configs = [
+        ModelConfig(
+            net="pinn_mlp",
+            net_params={"width": 5, "depth": 2, "periodic": periodic},
+            data="convection_pinn",
+            seed=s,
+            training=Training(batch_size=b, epochs=2, optimizer="adam"),
+        )
+        for periodic in ("soft", "hard")
+        for b in (8, 32)
+        for s in (0, 1)
+    ]
     states, _ = together(configs, data)
     assert_equal_to_plain(configs, data, states)

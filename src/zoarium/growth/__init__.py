@@ -2,5 +2,6 @@
 
 from zoarium.growth.grid import Grid
 from zoarium.growth.grow import grow
+from zoarium.growth.presets import PRESETS, Preset, preset
 
-__all__ = ["Grid", "grow"]
+__all__ = ["PRESETS", "Grid", "Preset", "grow", "preset"]

@@ -16,6 +16,7 @@ from zoarium._core.memory import parse_bytes
 from zoarium._core.parallel import available_cores, run_tasks
 from zoarium.growth.grid import Grid
 from zoarium.growth.job import Grown, Job, parse_checkpoints
+from zoarium.growth.presets import Preset, preset
 from zoarium.zoo.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ COMMIT_EVERY_S = 2.0  # a finished program is part of the zoo at most this much 
 
 
 def grow(
-    grid: Grid | str | Callable[..., nn.Module],
+    grid: Grid | Preset | str | Callable[..., nn.Module],
     out: str | Path | None = None,
     *,
     workers: int | None = None,
@@ -45,8 +46,9 @@ def grow(
 
     Parameters
     ----------
-    grid : Grid, str or callable
-        What to grow. A net's name or your own factory stands for ``Grid(net, **axes)``.
+    grid : Grid, Preset, str or callable
+        What to grow. A net's name or your own factory stands for ``Grid(net, **axes)``, a text such as
+        ``"preset:cifar10-resnet18"`` for a published zoo (see :func:`~zoarium.growth.presets.preset`).
     out : path, optional
         Folder of the zoo. One that is there already is resumed or extended: models it holds are kept, the others are
         grown. By default a temporary folder that goes with the returned object; ``zoo.save(path)`` keeps it.
@@ -90,12 +92,16 @@ def grow(
     from zoarium.data import load
     from zoarium.train import data_key
 
+    if isinstance(grid, str) and grid.startswith("preset:"):
+        grid = preset(grid)
+    if isinstance(grid, Preset):
+        grid = grid.grid
     if not isinstance(grid, Grid):
         grid = Grid(grid, **axes)
     elif axes:
         raise GridError(f"give {', '.join(axes)} to the Grid, not to grow().")
     configs = grid.expand()
-    base = {name: grid.datasets.get(name) or load(name) for name in grid.axes["data"]}
+    base = {name: grid.datasets.get(name) or load(name) for name in dict.fromkeys(c.data for c in configs)}
     data = {}
     for config in configs:
         key = data_key(config)

@@ -53,10 +53,11 @@ def check_net(module: nn.Module, dataset: Dataset) -> None:
     finally:
         for child, mode in modes.items():
             child.training = mode
-    wanted = (len(x), dataset.n_outputs)
+    rows = dataset.train.y[:2].shape if dataset.task == "language" else (len(x),)  # one prediction a token, or a sample
+    wanted = (*rows, dataset.n_outputs)
     if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
         found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        kind = "classes" if dataset.task == "classification" else "target columns"
+        kind = {"classification": "classes", "regression": "target columns", "language": "tokens"}[dataset.task]
         raise NetError(
             f"net {name} gives {found} for {len(x)} samples of {dataset.name!r}, whose {dataset.n_outputs} {kind} need "
             f"shape {wanted}; let its last layer have n_outputs={dataset.n_outputs} units."

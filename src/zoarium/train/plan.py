@@ -22,6 +22,7 @@ from zoarium._core.errors import DataError, GridError
 from zoarium.data.dataset import Dataset
 from zoarium.nets.registry import Factory
 from zoarium.train.architecture import Architecture, DataKey, Route, architecture_key, data_key, describe
+from zoarium.train.augment import check_augment
 from zoarium.train.cost import CACHE, autograd_bytes, autograd_seconds, chain_bytes, chain_seconds
 from zoarium.train.optimisers import OPTIMISERS
 from zoarium.train.timetable import total_epochs
@@ -145,11 +146,13 @@ def _families(
         if key not in known:
             known[key] = describe(config, dataset, factory)
         one = known[key]
-        rule = (training.optimizer, training.nesterov if training.optimizer == "sgd" else None, training.drop_last)
+        check_augment(training.augment, dataset.in_shape, dataset.name)
+        nesterov = training.nesterov if training.optimizer == "sgd" else None
+        rule = (training.optimizer, nesterov, training.drop_last, training.augment)
         length = (
             ("epochs", training.epochs) if training.steps is None else ("steps", training.steps, training.batch_size)
         )
-        batch = training.batch_size if one.batch_statistics else None
+        batch = (training.batch_size, training.micro_batch) if one.batch_statistics else None
         shape = one.chain.family if one.chain else key
         family = (one.route, shape, dataset.task, dataset.n_outputs, count, rule, length, batch)
         families.setdefault(family, []).append(_Item(row, config, one, count, config.id))
