@@ -100,6 +100,7 @@ class GPT2(nn.Module):
         super().__init__()
         std_out = STD / (2 * n_layers) ** 0.5
         self.context = context
+        self.sizes = (vocabulary, context, model_dim, n_layers, n_heads)
         self.wte = nn.Embedding(vocabulary, model_dim)
         self.wpe = nn.Embedding(context, model_dim)
         self.h = nn.ModuleList(Block(model_dim, n_heads, std_out) for _ in range(n_layers))

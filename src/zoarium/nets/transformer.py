@@ -6,6 +6,7 @@ operations that PyTorch differentiates twice, so that Hessian-vector products wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,25 +79,17 @@ def transformer_of(module: nn.Module) -> Transformer | None:
     A subclass, a layer exchanged, a hook, a parametrised, frozen or tied weight, a buffer: each makes it another net.
     """
     if type(module) is VisionTransformer:
-        conv, first = module.conv_proj, module.encoder.layers[0]
-        channels, *sides = module.in_shape
-        patch, width, depth = conv.kernel_size[0], conv.out_channels, len(module.encoder.layers)
-        heads, hidden = getattr(first.self_attention, "heads", 0), getattr(first.mlp[0], "out_features", 0)
-        outputs = getattr(module.heads[-1], "out_features", 0)
-        if not (heads and hidden and outputs):
-            return None
+        in_shape, outputs, patch, width, depth, heads, hidden = module.sizes
         with torch.device("meta"):
-            twin = VisionTransformer(module.in_shape, outputs, patch, width, depth, heads, hidden)
-        tokens, inputs, eps, gelu = twin.encoder.pos_embedding.shape[1], channels * patch**2, twin.encoder.ln.eps, "none"
+            twin = VisionTransformer(*module.sizes)
+        tokens, inputs = twin.encoder.pos_embedding.shape[1], in_shape[0] * patch**2
         names = tuple(_vit_names(f"encoder.layers.encoder_layer_{i}") for i in range(depth))
-        found = Transformer("vit", width, heads, hidden, tokens, outputs, eps, gelu, patch, inputs, names)
+        eps = twin.encoder.ln.eps
+        found = Transformer("vit", width, heads, hidden, tokens, outputs, eps, "none", patch, inputs, names)
     elif type(module) is GPT2:
-        depth, heads = len(module.h), getattr(getattr(module.h[0], "attn", None), "heads", 0) if len(module.h) else 0
-        if not heads or module.wte.weight.dim() != 2:
-            return None
-        (outputs, width), tokens = module.wte.weight.shape, module.context
+        outputs, tokens, width, depth, heads = module.sizes
         with torch.device("meta"):
-            twin = GPT2(outputs, tokens, width, depth, heads)
+            twin = GPT2(*module.sizes)
         names = tuple(_gpt_names(f"h.{i}") for i in range(depth))
         found = Transformer("gpt2", width, heads, 4 * width, tokens, outputs, twin.ln_f.eps, "tanh", 0, 0, names)
     else:
@@ -118,6 +111,7 @@ def _gpt_names(at: str) -> BlockNames:
     )  # fmt: skip
 
 
+Note = Callable[[str, Tensor], Tensor]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -125,7 +119,10 @@ def _alike(module: nn.Module, twin: nn.Module) -> bool:
     """Whether a module is built like its twin, layer by layer, and nothing was hung on it."""
 
     def plan(net: nn.Module) -> tuple:
-        layers = [(name, type(m), m.extra_repr(), vars(m).get("heads")) for name, m in net.named_modules()]
+        layers = [
+            (name, type(m), m.extra_repr(), *(vars(m).get(key) for key in ("heads", "in_shape", "context")))
+            for name, m in net.named_modules()
+        ]
         params = [(name, tuple(p.shape), p.requires_grad) for name, p in net.named_parameters()]
         return layers, params, [name for name, _ in net.named_buffers()]
 
@@ -190,9 +187,11 @@ class TransformerNet(StackedNet):
         normed = F.layer_norm(h, h.shape[-1:], eps=self.transformer.eps)
         return torch.addcmul(bias[:, None, None], normed, gain[:, None, None])
 
-    def _patches(self, params: Tensors, x: Tensor, note) -> Tensor:
+    def _patches(self, params: Tensors, x: Tensor, note: Note) -> Tensor:
         patch, n = self.transformer.patch, len(params["class_token"])
-        rows = F.unfold(x.flatten(0, 1), patch, stride=patch).transpose(1, 2)  # (n b, N, C p²), channels first as filters
+        rows = F.unfold(x.flatten(0, 1), patch, stride=patch).transpose(
+            1, 2
+        )  # (n b, N, C p²), channels first as filters
         count = rows.shape[1]
         rows = rows.reshape(x.shape[0], -1, rows.shape[-1]).expand(n, -1, -1)
         weight = params["conv_proj.weight"].flatten(2).transpose(1, 2)
@@ -202,7 +201,7 @@ class TransformerNet(StackedNet):
         first = params["class_token"].expand(n, h.shape[1], 1, -1)
         return torch.cat([first, h], dim=2) + params["encoder.pos_embedding"]
 
-    def _tokens(self, params: Tensors, x: Tensor, note) -> Tensor:
+    def _tokens(self, params: Tensors, x: Tensor, note: Note) -> Tensor:
         table = params["wte.weight"]
         n, vocabulary = table.shape[:2]
         rows = x + torch.arange(n, device=x.device).view(n, 1, 1) * vocabulary

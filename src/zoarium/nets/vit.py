@@ -140,6 +140,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         channels, *sides = in_shape
         self.in_shape = in_shape
+        self.sizes = (in_shape, n_outputs, patch, width, depth, heads, hidden)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.conv_proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.encoder = Encoder(1 + (sides[0] // patch) * (sides[1] // patch), width, depth, heads, hidden)

@@ -1,6 +1,6 @@
 """Layer norm, GELU and attention of stacked models as in-place kernels, forwards and backwards.
 
-Attention of one head, with ones as a last row of Vᵀ, so that one product gives the mixture and the sum it is divided by:
+Attention of one head, with ones as a last row of Vᵀ: one product gives the mixture and the sum it is divided by.
 
     E = 2^(q kᵀ)                          q scaled by log₂e / √d beforehand: exp2 is four times faster than exp here
     [o l; l]ᵀ = [V 1]ᵀ Eᵀ                 o = P V with P = E / l
@@ -113,7 +113,9 @@ class Attention:
         self.shape = k, m, t, heads, width // heads
         c, groups = width // heads, k * m * heads
         self.mask = like.new_ones(t, t).tril_() if causal else None
-        self.flat = like.new_empty(k, 3 * width, m * t)  # q, k, v as the product of the weights gives them, or gradients
+        self.flat = like.new_empty(
+            k, 3 * width, m * t
+        )  # q, k, v as the product of the weights gives them, or gradients
         self.by_head = self.flat.view(k, 3, heads, c, m, t).permute(0, 4, 2, 1, 3, 5)  # (k, m, heads, 3, c, t)
         self.scores = like.new_empty(groups, t, t)
         self.mixed = like.new_empty(groups, c + 1, t)

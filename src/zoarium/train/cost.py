@@ -118,7 +118,8 @@ def tile_floats(form: Transformer, t: int) -> int:
 
 
 def transformer_seconds(
-    form: Transformer, t: int, p: int, batches: Sequence[int], counts: Sequence[int], micro: int, samples: int, slots: int
+    form: Transformer, t: int, p: int, batches: Sequence[int], counts: Sequence[int], micro: int, samples: int,
+    slots: int,
 ) -> float:  # fmt: skip
     """Seconds an epoch of a transformer program of models with p parameters on sequences of t tokens."""
     n, depth = sum(counts), len(form.blocks)

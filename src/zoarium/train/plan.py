@@ -40,8 +40,8 @@ class Program:
     key : str
         A digest of their ids: the same for the same models on every run.
     route : {"chain", "transformer", "vmap", "loop"}
-        Hand-written products (of perceptrons, of transformers), autograd over a stacked forward pass, or one model after
-        the other.
+        Hand-written products (of perceptrons, of transformers), autograd over a stacked forward pass, or one model
+        after the other.
     reason : str
         Why they run together and this way, in words.
     cost : float

@@ -46,7 +46,8 @@ class TransformerStack:
         self, form: Transformer, layout: Layout, n: int, task: Task, smoothing: Sequence[float],
         dtype: torch.dtype, device: torch.device | str,
     ) -> None:  # fmt: skip
-        self.form, self.layout, self.n, self.task = form, layout, n, task
+        self.form, self.layout, self.n = form, layout, n
+        self.task: Task = task
         self.like = torch.zeros(0, dtype=dtype, device=device)
         self.smooths = any(smoothing)
         self.smoothing = torch.tensor(smoothing, dtype=dtype, device=device).view(n, 1, 1)
@@ -119,10 +120,8 @@ class TransformerStack:
         return params, {}
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Return samples as this stack reads them: tokens, or patches (N, patches, channels · patch²)."""
-        if self.form.kind == "gpt2":
-            return x.to(self.like.device)
-        return F.unfold(x.to(self.like), self.form.patch, stride=self.form.patch).transpose(1, 2).contiguous()
+        """Return samples as this stack reads them: images or tokens."""
+        return x.to(self.like) if self.form.kind == "vit" else x.to(self.like.device)
 
     def gather(self, x: Tensor, y: Tensor, index: Tensor) -> list[tuple[Tensor, ...]]:
         """Micro-batches for :meth:`accumulate`: rows `index` (m, n, b) of the inputs and targets."""
@@ -161,7 +160,7 @@ class TransformerStack:
         return max(1, TRANSFORMER_TILE // (4 * tile_floats(self.form, t)))
 
     def _length(self, x: Tensor) -> int:
-        return x.shape[2] + 1 if self.form.kind == "vit" else x.shape[2]
+        return self.form.tokens if self.form.kind == "vit" else x.shape[-1]
 
     def _tile(self, k: int, m: int, t: int) -> Tile:
         if (k, m, t) not in self._tiles:
@@ -190,7 +189,7 @@ class TransformerStack:
         back = scale * (1.0 if self.task == "regression" else LN2)
         head = self._head_of(self.head_back, rows).transpose(1, 2)
         torch.baddbmm(tile.d_end, delta, head, beta=0, alpha=back, out=tile.d_end)
-        self._embed_back(rows, x, tile.backward(folded, sums))
+        self._embed_back(tile, rows, x, tile.backward(folded, sums))
 
     def _minus_targets(self, out: Tensor, y: Tensor, smoothing: Tensor) -> None:
         """From logits times log₂e (k, rows, c) to softmax minus the smoothed target, in place."""
@@ -208,7 +207,9 @@ class TransformerStack:
         tokens, w = tile.tokens, self.weights
         k, m, t, d = tokens.shape
         if self.form.kind == "vit":
-            patches = torch.bmm(x.flatten(1, 2).expand(k, -1, -1), w["conv_proj.weight"][rows]).view(k, m, t - 1, d)
+            tile.patches = F.unfold(x.flatten(0, 1), self.form.patch, stride=self.form.patch).transpose(1, 2)
+            tile.patches = tile.patches.reshape(len(x), m * (t - 1), -1)  # channels first, as in the filters
+            patches = torch.bmm(tile.patches.expand(k, -1, -1), w["conv_proj.weight"][rows]).view(k, m, t - 1, d)
             positions = w["encoder.pos_embedding"][rows]
             bias = positions[:, 1:] + w["conv_proj.bias"][rows].unsqueeze(1)
             torch.add(patches, bias.unsqueeze(1), out=tokens[:, :, 1:])
@@ -219,7 +220,7 @@ class TransformerStack:
             tokens.add_(w["wpe.weight"][rows, :t].unsqueeze(1))
         tokens.sub_(tokens.mean(-1, keepdim=True))
 
-    def _embed_back(self, rows: slice, x: Tensor, d: Tensor) -> None:
+    def _embed_back(self, tile: Tile, rows: slice, x: Tensor, d: Tensor) -> None:
         g, t = self.gradients, self._length(x)
         by_position = d.unflatten(1, (-1, t)).sum(1)  # (k, t, d)
         if self.form.kind == "vit":
@@ -228,7 +229,7 @@ class TransformerStack:
             g["conv_proj.bias"][rows].add_(by_position[:, 1:].sum(1))
             total = g["conv_proj.weight"][rows]
             patches = d.unflatten(1, (-1, t))[:, :, 1:].flatten(1, 2)
-            torch.baddbmm(total, x.flatten(1, 2).transpose(1, 2), patches, out=total)
+            torch.baddbmm(total, tile.patches.transpose(1, 2), patches, out=total)
         else:
             g["wpe.weight"][rows, :t].add_(by_position)
             index = (x + self.offsets[: len(x)]).flatten()
@@ -298,7 +299,7 @@ class TransformerStack:
         """Mean loss and accuracy (of tokens, for language) of a contiguous slice of models, each (k,)."""
         x, y = split.x, split.y
         self._fold()
-        t = self._length(x.unsqueeze(0))
+        t = self._length(x)
         most = self._most(t)
         models = _even(rows.stop - rows.start, max(1, most // 32))
         samples = max(1, min(len(x), most // models))
@@ -315,7 +316,7 @@ class TransformerStack:
 
     def _outputs(self, rows: slice, x: Tensor) -> Tensor:
         """Outputs (k, rows, c) of some models on samples they share."""
-        tile = self._tile(rows.stop - rows.start, len(x), self._length(x.unsqueeze(0)))
+        tile = self._tile(rows.stop - rows.start, len(x), self._length(x))
         self._embed(tile, rows, x.unsqueeze(0))
         folded = [Weights(*(tensor[rows] for tensor in one)) for one in self.folded]
         out = torch.bmm(tile.forward(folded, keep=False), self._head_of(self.head, rows))

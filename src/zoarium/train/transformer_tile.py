@@ -187,6 +187,7 @@ class Tile:
         self.end = _Norm(like, k, rows, few)
         self.d, self.d_end = like.new_empty(k, rows, form.width), few.d_normed  # of the rows before the head, and after
         self.out = like.new_empty(k, rows, form.outputs)
+        self.patches = like  # of a vision transformer's images, put here by the stack
         self.tokens = self.mixings[0].norm.x.view(k, m, t, -1)  # where embedded tokens are put, of mean zero
 
     def forward(self, weights: list[Weights], *, keep: bool) -> Tensor:
@@ -211,4 +212,3 @@ class Tile:
             perceptron.backward(w, total, d)
             d = mixing.backward(w, total, d)
         return d
-
