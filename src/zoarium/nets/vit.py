@@ -140,6 +140,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         channels, *sides = in_shape
         self.in_shape = in_shape
+        self.sizes = (in_shape, n_outputs, patch, width, depth, heads, hidden)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.conv_proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.encoder = Encoder(1 + (sides[0] // patch) * (sides[1] // patch), width, depth, heads, hidden)
@@ -151,13 +152,17 @@ class VisionTransformer(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, channels, height, width) -> outputs (b, c)."""
+    def check_inputs(self, x: Tensor) -> None:
+        """Refuse what are no images of the shape this net was built for."""
         if tuple(x.shape[1:]) != self.in_shape:
             raise NetError(
                 f"this vision transformer has learned positions for images {self.in_shape}, found inputs of shape "
                 f"{tuple(x.shape[1:])}; resize them or build a net for this shape."
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, channels, height, width) -> outputs (b, c)."""
+        self.check_inputs(x)
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)  # (b, N, d)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)  # (b, 1 + N, d)
         return self.heads(self.encoder(tokens)[:, 0])

@@ -15,12 +15,13 @@ from zoarium.nets import StackedNet, build, stack
 from zoarium.nets.check import check_net
 from zoarium.nets.registry import Factory
 from zoarium.nets.stacked import ChainNet
+from zoarium.nets.transformer import TransformerNet
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, chain
-from zoarium.train.routes import Found, find, why_autograd
+from zoarium.train.routes import HandWritten, Stack, hand_written, why_autograd
 from zoarium.zoo.config import ModelConfig
 
-Route = Literal["chain", "conv", "vmap", "loop"]
+Route = Literal["chain", "conv", "transformer", "vmap", "loop"]
 DataKey = tuple[str, float, float, int]
 
 
@@ -44,8 +45,6 @@ class Architecture:
         The stacked form.
     chain : Chain or None
         Set on the "chain" route.
-    found : Found or None
-        A stack with a backward pass of its own (`zoarium.train.routes`).
     batch_statistics : bool
         Whether a sample's gradient depends on its batch (batch norm) or on chance (dropout): then micro-batches are not
         exchangeable and a program holds one batch size.
@@ -53,6 +52,8 @@ class Architecture:
         Multiplications of one forward pass of one sample, roughly.
     inputs : int
         Numbers in one sample.
+    hand : HandWritten or None
+        The stack whose backward pass is written out, where the architecture has one beside "chain".
     """
 
     module: nn.Module
@@ -63,7 +64,7 @@ class Architecture:
     batch_statistics: bool
     work: float
     inputs: int
-    found: Found | None = None
+    hand: HandWritten | None = None
 
     @property
     def size(self) -> int:
@@ -72,10 +73,10 @@ class Architecture:
 
     def stack(
         self, n: int, task: Task, smoothing: Sequence[float], dtype: torch.dtype, device: torch.device | str
-    ) -> AutogradStack:
+    ) -> Stack:
         """N models of this architecture, unless it is a chain."""
-        if self.found is not None:
-            return self.found.stack(n, task, smoothing, dtype, device)
+        if self.hand is not None:
+            return self.hand.build(n, smoothing, dtype, device)
         return AutogradStack(self.net, n, task, smoothing, dtype, device)
 
 
@@ -102,12 +103,12 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
     x = dataset.train.x[:2]
     x = x.to(next(iter(params.values())).dtype) if x.is_floating_point() else x
     net = stack(module.train(), example=x)
-    if (found := find(net, dataset)) is not None:
-        route, reason = cast("Route", found.route), found.reason
-        return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs, found)
+    mixes, work = _mixes(module) and not isinstance(net, TransformerNet), _work(module, x)
+    if (hand := hand_written(net, dataset)) is not None:
+        return Architecture(module, net, None, cast("Route", hand.route), hand.reason, mixes, work, inputs, hand)
     route = "loop" if net.kind == "loop" else "vmap"
     reason = net.reason + why_autograd(net, dataset)
-    return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs)
+    return Architecture(module, net, None, route, reason, mixes, work, inputs)
 
 
 def build_model(config: ModelConfig, dataset: Dataset, factory: Factory | None = None) -> nn.Module:

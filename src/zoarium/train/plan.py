@@ -39,9 +39,9 @@ class Program:
         Their places in the list of configurations, in the order of the stack.
     key : str
         A digest of their ids: the same for the same models on every run.
-    route : {"chain", "conv", "vmap", "loop"}
-        Hand-written products, hand-written convolutions, autograd over a stacked forward pass, or one model after the
-        other.
+    route : {"chain", "conv", "transformer", "vmap", "loop"}
+        Hand-written products, convolutions or transformers, autograd over a stacked forward pass, or one model after
+        the other.
     reason : str
         Why they run together and this way, in words.
     cost : float
@@ -230,8 +230,8 @@ def _seconds(items: Sequence[_Item]) -> float:
             epoch = scale * chain_seconds(sizes, batches, share, micro, first.samples, _slots(first))
         else:
             epoch = chain_seconds(sizes, batches, counts, micro, first.samples, _slots(first))
-    elif one.found:
-        epoch = one.found.seconds(sum(counts), micro, first.samples)
+    elif one.hand:
+        epoch = one.hand.seconds(batches, counts, micro, first.samples, _slots(first))
     else:
         tensors = len(one.net.layout.shapes)
         epoch = autograd_seconds(
@@ -246,8 +246,8 @@ def _bytes(items: Sequence[_Item], dtype: torch.dtype) -> int:
     one, item = first.architecture, dtype.itemsize
     if one.chain:
         return chain_bytes(sizes, len(items), micro, first.samples, _slots(first), item)
-    if one.found:
-        return one.found.bytes(len(items), micro, first.samples, item)
+    if one.hand:
+        return one.hand.bytes(len(items), min(micro, first.samples), first.samples, _slots(first), item)
     return autograd_bytes(one.work, one.size, len(items), micro, first.samples, one.inputs, item)
 
 
@@ -261,8 +261,8 @@ def _program(items: Sequence[_Item], dtype: torch.dtype) -> Program:
         words.append(f"{low} to {high} hidden units padded to {sum(sizes[1:-1])}")
     if len(batches) > 1:
         words.append(f"batches {batches[0]} to {batches[-1]} in micro-steps of {micro}")
-    if first.found:
-        words.append(first.found.words(len(ordered), min(micro, ordered[0].samples)))
+    if first.hand and (how := first.hand.words(len(ordered), min(micro, ordered[0].samples))):
+        words.append(how)
     key = settings_hash([item.id for item in ordered], 16)
     return Program(
         tuple(item.row for item in ordered),

@@ -17,6 +17,7 @@ from zoarium.train.augment import Augmentation
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, ChainStack
 from zoarium.train.optimisers import OPTIMISERS
+from zoarium.train.routes import Stack
 from zoarium.train.timetable import Timetable, order
 from zoarium.zoo.config import Training
 
@@ -54,7 +55,7 @@ class Run:
         self.timetable = Timetable.of(trainings, len(first.train))
         smoothing = [t.label_smoothing for t in trainings]
         chains = [a.chain for a in architectures if a.chain is not None]
-        self.stack: ChainStack | AutogradStack = (
+        self.stack: Stack = (
             ChainStack(_chains(chains), which, first.task, smoothing, dtype, device)
             if len(chains) == len(architectures)
             else architectures[0].stack(self.n, first.task, smoothing, dtype, device)
