@@ -246,6 +246,18 @@ def test_a_pulled_zoo_can_be_written_and_never_reuses_a_name_of_weights_still_on
     assert torch.equal(pulled[ids[0]].state_dict()["out.bias"], small[ids[0]].state_dict()["out.bias"])
 
 
+def test_a_pulled_zoo_with_new_values_goes_back_without_its_weights_coming_down(hub, small, tmp_path):
+    small.push_to_hub("me/zoo")
+    pulled = Zoo.from_hub("me/zoo", tmp_path / "pulled")
+    with pulled.writing() as transaction:
+        transaction.update_header(note="mine")
+    assert pulled.push_to_hub("me/zoo").uploaded == 1
+    assert not (pulled.path / "weights").exists()
+    assert Zoo.from_hub("me/zoo", tmp_path / "again").info["note"] == "mine"
+    pulled.push_to_hub("me/copy")  # needs them: they come
+    assert said(Zoo.from_hub("me/copy", tmp_path / "copy", weights=True))["weights"] == said(small)["weights"]
+
+
 def test_pulling_into_no_folder_gives_the_same_zoo_again_with_what_was_measured(hub, small):
     small.push_to_hub("me/zoo")
     with Zoo.from_hub("me/zoo").writing() as transaction:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from zoarium.zoo.zoo import Zoo
 
 Progress = Callable[[float, float, str], None]
+THREADS = 8  # downloads at a time
 SESSION = "hub session"  # token and cache of this process, in Store.attached; never on disk
 
 
@@ -155,15 +158,21 @@ def _claimed(root: Path, origin: Origin) -> bool:
 def _fetch_all(
     root: Path, origin: Origin, files: dict[str, FileInfo], session: dict[str, Any], on_progress: Progress | None
 ) -> None:
-    total, done = sum(info.size for info in files.values()), 0
-    for name, info in files.items():
-        if on_progress is not None:
-            on_progress(done, total, name)
-        if not (root / name).exists():
-            _fetch(root, origin, name, info, session)
-        done += info.size
-    if on_progress is not None:
-        on_progress(total, total, "")
+    """Fetch several files at a time; the first that fails ends it, and those that have come stay."""
+    note = on_progress or (lambda done, total, name: None)
+    missing = {name: info for name, info in files.items() if not (root / name).exists()}
+    total = sum(info.size for info in files.values())
+    done = total - sum(info.size for info in missing.values())
+    note(done, total, "")
+    with ThreadPoolExecutor(THREADS) as pool:
+        asked = {pool.submit(_fetch, root, origin, name, info, session): name for name, info in missing.items()}
+        try:
+            for one in as_completed(asked):
+                one.result()
+                done += missing[asked[one]].size
+                note(done, total, asked[one])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _fetch(root: Path, origin: Origin, name: str, info: FileInfo, session: dict[str, Any]) -> None:
@@ -183,7 +192,7 @@ def _fetch(root: Path, origin: Origin, name: str, info: FileInfo, session: dict[
 
 def _place(source: Path, target: Path) -> None:
     """Link or copy a verified file to its name in the zoo; it appears there whole."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
