@@ -8,18 +8,15 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
-import polars as pl
 import pytest
-import torch
 
-from zoarium.data.dataset import Dataset, Split
 from zoarium.zoo import Zoo
 
 LARGE = (".parquet", ".safetensors", ".png")  # kept in large file storage, as the hub does by default
@@ -441,28 +438,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def small() -> Zoo:
-    """Six nets of two widths at two epochs, with a measure and their data."""
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(18, 4, generator=draw), torch.randint(0, 3, (18,), generator=draw)
-    data = Dataset("tiny", Split(x[:12], y[:12]), Split(x[12:], y[12:]), "classification", 3)
-    zoo = Zoo.create(axes=["width"], load="width", grid={"width": [2, 3]})
-    rows = [
-        {
-            "id": f"mlp-w{w}-s{s}", "net": "mlp", "net_params": json.dumps({"width": w}), "width": w, "data": "tiny",
-            "seed": s, "arch": f"mlp-w{w}", "status": "trained",
-        }
-        for w in (2, 3)
-        for s in (0, 1, 2)
-    ]  # fmt: skip
-    with zoo.writing() as transaction:
-        transaction.set_models(pl.DataFrame(rows))
-        transaction.add_data("tiny", data)
-        for w in (2, 3):
-            shapes = {"fc1.weight": (w, 4), "fc1.bias": (w,), "out.weight": (3, w), "out.bias": (3,)}
-            for epoch in (1, 2):
-                params = {name: torch.randn(3, *shape, generator=draw) for name, shape in shapes.items()}
-                transaction.add_weights(f"w{w}", epoch, 10 * epoch, [f"mlp-w{w}-s{s}" for s in (0, 1, 2)], params)
-        values = pl.DataFrame({"id": [r["id"] for r in rows], "epoch": 2, "quantity": "norm", "value": 1.5})
-        transaction.upsert("measures/norm", values, key=["id", "epoch", "quantity"])
-    return zoo
+def small(filled: Callable[[Zoo], Zoo]) -> Zoo:
+    """The six small nets of the store's tests, in a folder of their own."""
+    return filled(Zoo.create(axes=["width"], load="width", grid={"width": [2, 3]}))

@@ -258,6 +258,15 @@ def test_a_pulled_zoo_with_new_values_goes_back_without_its_weights_coming_down(
     assert said(Zoo.from_hub("me/copy", tmp_path / "copy", weights=True))["weights"] == said(small)["weights"]
 
 
+def test_a_pulled_zoo_is_measured_by_several_workers_while_its_weights_come(hub, small_zoo, tmp_path):
+    small_zoo.push_to_hub("me/zoo")
+    pulled = Zoo.from_hub("me/zoo", tmp_path / "pulled")
+    assert not (pulled.path / "weights").exists()
+    theirs, ours = (zoo.measure("performance", workers=2).values("test_loss") for zoo in (pulled, small_zoo))
+    assert theirs.drop("seconds").sort("id").equals(ours.drop("seconds").sort("id"))
+    assert set(za.open(pulled.path).check()["state"]) == {"ok"}
+
+
 def test_pulling_into_no_folder_gives_the_same_zoo_again_with_what_was_measured(hub, small):
     small.push_to_hub("me/zoo")
     with Zoo.from_hub("me/zoo").writing() as transaction:
