@@ -215,7 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif ("dataset", repo_id) in self.hub.repos:
             self.json({"url": f"{self.hub.url}/datasets/{repo_id}"}, 409)
         else:
-            repo = self.hub.repos["dataset", repo_id] = Repo(private=asked.get("visibility") == "private")
+            repo = self.hub.repos["dataset", repo_id] = Repo(
+                private=asked.get("visibility") == "private" or bool(asked.get("private"))
+            )
             repo.commit("main", {".gitattributes": (False, b"*.parquet filter=lfs\n")}, "initial commit")
             self.json({"url": f"{self.hub.url}/datasets/{repo_id}"})
 
