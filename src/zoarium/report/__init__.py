@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from zoarium.report.dataset_card import dataset_card
 from zoarium.report.findings import Finding, findings
 from zoarium.report.tables import ReportData, collect
 from zoarium.report.write import chart, save_charts, warm_up, write_report
 
-__all__ = ["Finding", "ReportData", "chart", "collect", "findings", "save_charts", "warm_up", "write_report"]
+__all__ = [
+    "Finding",
+    "ReportData",
+    "chart",
+    "collect",
+    "dataset_card",
+    "findings",
+    "save_charts",
+    "warm_up",
+    "write_report",
+]

@@ -293,14 +293,14 @@ def _settings(zoo: Zoo) -> dict[str, Any]:
     }  # fmt: skip
     parts: dict[str, Any] = {
         "grid": info.pop("grid", None), "training shared by all models": shared,
-        "data": info.pop("data", None), "measures": _measure_settings(info.pop("measure_settings", None)),
+        "data": info.pop("data", None), "measures": measure_settings(info.pop("measure_settings", None)),
         "software": info.pop("software", None),
     }  # fmt: skip
     parts["zoo"] = {k: v for k, v in info.items() if k != "axes"}
     return {k: v for k, v in parts.items() if v}
 
 
-def _measure_settings(stored: Any) -> dict[str, Any]:
+def measure_settings(stored: Any) -> dict[str, Any]:
     """Settings by measure instead of by their hash."""
     out: dict[str, Any] = {}
     for digest, settings in (stored or {}).items() if isinstance(stored, Mapping) else []:

@@ -1,82 +1,20 @@
-"""Models and zoos written somewhere else."""
+"""Zoos, and views of them, written to another folder."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from zoarium._core.errors import DamagedError, StoreError
-from zoarium._core.files import write_bytes, write_error, write_text
+from zoarium._core.errors import DamagedError
+from zoarium._core.files import write_error
 from zoarium.zoo.cohorts import Place, load_places
-from zoarium.zoo.store import software_versions
 
 if TYPE_CHECKING:
-    from zoarium.zoo.model import Model
     from zoarium.zoo.zoo import Zoo
-
-
-def export_model(model: Model, folder: str | Path, epoch: int | None = None) -> Path:
-    """Write one model as ``model.safetensors`` and ``config.json``.
-
-    Parameters
-    ----------
-    model : Model
-        What to write.
-    folder : path
-        Where to; made if it is not there. A model that is there already is not replaced.
-    epoch : int, optional
-        A stored epoch, default the last.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    StoreError
-        If the folder holds a model, or cannot be written.
-
-    Notes
-    -----
-    ``config.json`` holds the architecture (net, its parameters, input shape, outputs), the configuration, the lineage
-    and the SHA-256 of the weights. ``safetensors.torch.load_file`` reads the weights.
-    """
-    from safetensors.torch import save
-
-    folder = Path(folder)
-    for name in ("model.safetensors", "config.json"):
-        if (folder / name).exists():
-            raise StoreError(f"{folder} holds a {name} already; choose another folder.")
-    place = model.place(epoch)
-    content = save({k: v.clone() for k, v in model.state_dict(place.epoch).items()}, metadata={"format": "pt"})
-    row = model.row
-    data = model.zoo.store.manifest.data.get(str(row.get("data")))
-    config: dict[str, Any] = {
-        "format": "zoarium-model",
-        "version": 1,
-        "id": model.id,
-        "epoch": place.epoch,
-        "architecture": {
-            "net": row.get("net"),
-            "net_params": json.loads(row.get("net_params") or "{}"),
-            "in_shape": list(data.in_shape) if data else None,
-            "n_outputs": data.n_outputs if data else None,
-        },
-        "config": model.config,
-        "data": data.model_dump(mode="json") if data else None,
-        "lineage": model.lineage,
-        "weights": {"file": "model.safetensors", "sha256": hashlib.sha256(content).hexdigest()},
-        "software": software_versions(),
-    }
-    write_bytes(folder / "model.safetensors", content)
-    write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n")
-    return folder
 
 
 def save_zoo(zoo: Zoo, path: str | Path) -> Zoo:

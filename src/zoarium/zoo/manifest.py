@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST = "zoo.json"
+ORIGIN = "hub.json"  # beside it: where a zoo pulled from the hub came from
 MANIFEST_LIMIT = 256 * 2**20  # bytes; a larger zoo.json is not one of ours
 
 _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.@~+=-]{0,199}"

@@ -15,6 +15,7 @@ from zoarium.zoo.cohorts import Place, load_places
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from zoarium.zoo.model_folder.export import Format
     from zoarium.zoo.zoo import Zoo
 
 BOOKKEEPING = ("id", "arch", "cohort", "status", "parents", "relation", "net_params")
@@ -141,11 +142,17 @@ class Model:
             ) from error
         return module.eval()
 
-    def export(self, folder: str | Path, epoch: int | None = None) -> Path:
-        """Write ``model.safetensors`` and ``config.json``, which need no zoarium to be read; see `export_model`."""
-        from zoarium.zoo.export import export_model
+    def export(
+        self, folder: str | Path, epoch: int | None = None, *, format: Format = "torch", dtype: str | None = None,
+        license: str | None = None,
+    ) -> Path:  # fmt: skip
+        """Write it as a folder that plain PyTorch or transformers loads.
 
-        return export_model(self, folder, epoch)
+        See :func:`zoarium.zoo.model_folder.export_model`.
+        """
+        from zoarium.zoo.model_folder import export_model
+
+        return export_model(self, folder, epoch, format=format, dtype=dtype, license=license)
 
     def __repr__(self) -> str:
         row = self.row

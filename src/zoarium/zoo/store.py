@@ -27,7 +27,7 @@ import polars as pl
 from zoarium._core.digest import sha256_file
 from zoarium._core.errors import DamagedError, LockedError, StoreError
 from zoarium._core.files import sync, write_bytes, write_error
-from zoarium.zoo.manifest import MANIFEST, FileInfo, Manifest, read_manifest
+from zoarium.zoo.manifest import MANIFEST, ORIGIN, FileInfo, Manifest, read_manifest
 
 PENDING = ".pending"
 FOLDERS = ("", "measures", "pairs", "cells", "weights", "data")
@@ -126,6 +126,10 @@ class Store:
         """Path of a weights or data file that has the size (with `whole`, every byte) it was written with."""
         info = self.info_of(name)
         path = self.path_of(name)
+        if self.on_hub(name):
+            from zoarium.zoo.hub.pull import fetch_missing
+
+            fetch_missing(self, name)
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -135,6 +139,10 @@ class Store:
         if whole and sha256_file(path) != info.sha256:
             raise DamagedError(f"{path} is not what was written (its checksum differs); {self._repair}.")
         return path
+
+    def on_hub(self, name: str) -> bool:
+        """Whether a file of a zoo that was pulled from the hub has not been downloaded yet."""
+        return not self.path_of(name).exists() and (self.root / ORIGIN).is_file()
 
     @property
     def _repair(self) -> str:
@@ -156,6 +164,10 @@ class Store:
             frame = self._parse(name, content)
             self._tables[name] = frame
         return self._tables[name]
+
+    def table_content(self, name: str) -> bytes | None:
+        """A stored table as the bytes of its Parquet file, verified; None if there is no such table."""
+        return self._table_bytes(table_file(name))
 
     @property
     def models(self) -> pl.DataFrame:

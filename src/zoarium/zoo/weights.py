@@ -19,7 +19,7 @@ import numpy as np
 from zoarium._core.digest import sha256_file
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium._core.files import write_error
-from zoarium.zoo.manifest import FILE_NAME, FileInfo
+from zoarium.zoo.manifest import FILE_NAME, ORIGIN, FileInfo, read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,12 +175,19 @@ def _free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
     if not FILE_NAME.fullmatch(tried):
         raise StoreError(f"cannot name a weights file {name!r}; use letters, digits and any of _ . @ ~ + = -.")
     count = 1
-    while (path := folder / tried).exists():
-        if path.stat().st_size == info.size and sha256_file(path) == info.sha256:
+    there = _on_hub(folder)
+    while (path := folder / tried).exists() or tried in there:
+        size = path.stat().st_size if path.exists() else there[tried].size
+        if size == info.size and (sha256_file(path) if path.exists() else there[tried].sha256) == info.sha256:
             break
         count += 1
         tried = f"weights/{name}~{count}@{epoch}.safetensors"
     return tried
+
+
+def _on_hub(folder: Path) -> Mapping[str, FileInfo]:
+    """Files that a zoo pulled from the hub lists and may not hold yet: their names are in use too."""
+    return read_manifest(folder).files if (folder / ORIGIN).is_file() else {}
 
 
 def read_rows(path: Path, rows: Sequence[int]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import pydantic
 from zoarium._core.errors import StoreError, unknown_name
 from zoarium.zoo.manifest import DataInfo
 from zoarium.zoo.model import Model
+from zoarium.zoo.sharing import Sharing
 from zoarium.zoo.sources import Sources
 from zoarium.zoo.store import Store
 from zoarium.zoo.tables import cell_table, closest, restrict, wide_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from zoarium.zoo.transaction import Transaction
 
 
-class Zoo(Sources, Verbs):
+class Zoo(Sources, Verbs, Sharing):
     """A population on disk; slices and filters of it are views that share its storage.
 
     Made by :meth:`open` (also ``za.open``), :meth:`create`, or ``za.grow``.
@@ -108,6 +109,11 @@ class Zoo(Sources, Verbs):
         return _reopen, (str(self.path.absolute()), self._ids)
 
     # ------------------------------------------------------------------ what it is
+
+    @property
+    def is_view(self) -> bool:
+        """Whether this is a choice of the stored models, such as :meth:`where` makes."""
+        return self._ids is not None
 
     @property
     def axes(self) -> list[str]:
