@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from zoarium._core.errors import ZoariumError
-from zoarium.cli.options import Json, Memory, Quiet, Settings, Workers, ZooPath
+from zoarium.cli.options import Address, Backend, Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
 
@@ -78,6 +78,8 @@ def _options(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes.")] = Path("demo-zoo"),
     overwrite: Annotated[bool, typer.Option(help="Replace a zoo that is there already.")] = False,
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -89,7 +91,9 @@ def demo(
     from zoarium.studies.demo import run_demo
 
     with progress("demo", quiet=quiet or json) as bar:
-        result = run_demo(output, overwrite=overwrite, workers=workers, on_progress=bar)
+        result = run_demo(
+            output, overwrite=overwrite, backend=backend, address=address, workers=workers, on_progress=bar
+        )
     if json:
         print_json(result.to_dict())
         return
@@ -109,8 +113,13 @@ def demo(
 def grow(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes; an unfinished one is resumed.")],
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     memory: Memory = "2GB",
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores the work is cut for, such as a cluster's; default this machine's.")
+    ] = None,
     checkpoints: Annotated[
         str, typer.Option(help="Which epochs to keep: last, last:5, every, every:10, or a list such as 5,10,30.")
     ] = "last",
@@ -132,8 +141,11 @@ def grow(
         zoo = za.grow(
             za.Grid.from_yaml(spec),
             output,
+            backend=backend,
+            address=address,
             workers=workers,
             memory=memory,
+            cores=cores,
             checkpoints=_checkpoints(checkpoints),
             on_progress=bar,
         )
@@ -160,6 +172,8 @@ def measure(
     names: Annotated[list[str], typer.Argument(metavar="MEASURE...", help="See: zoarium measures.")],
     pairs: Annotated[str, typer.Option(help="Pairs to compare: cell (seeds of a cell) or all.")] = "cell",
     setting: Settings = None,
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     memory: Memory = "2GB",
     quiet: Quiet = False,
@@ -180,6 +194,8 @@ def measure(
         opened.measure(
             *names,
             pairs=pairs,
+            backend=backend,
+            address=address,
             workers=workers,
             memory=memory,
             on_progress=lambda name, done, total: bar(done, total, name),
@@ -235,7 +251,14 @@ def phases(
 
 
 @app.command()
-def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: Json = False) -> None:
+def effects(
+    zoo: ZooPath,
+    backend: Backend = "local",
+    address: Address = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """Measure what each phase is good for: averaging, ensembling, pruning, fine-tuning.
 
     Prints the mean effect in each phase with its interval, beside the mean over all cells.
@@ -245,7 +268,13 @@ def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: J
 
     opened = za.open(zoo)
     with progress("effects", quiet=quiet or json) as bar:
-        opened.measure(*EFFECTS, workers=workers, on_progress=lambda name, done, total: bar(done, total, name))
+        opened.measure(
+            *EFFECTS,
+            backend=backend,
+            address=address,
+            workers=workers,
+            on_progress=lambda name, done, total: bar(done, total, name),
+        )
     print_frame(effects_by_phase(opened.effects(), opened.phases()), as_json=json, title=str(zoo), rows=200)
 
 
