@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo-zoo
 
-.PHONY: demo test format lint types tests docs studies bench setup clean help
+.PHONY: demo test format lint types tests docs studies twins bench setup clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -14,7 +14,7 @@ setup: $(STAMP)  ## make the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e ".[data,dev,docs,ray]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[data,text,ray,dev,docs]" -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)   ## grow, measure and label 126 digit networks; write a report
@@ -44,6 +44,10 @@ docs: $(STAMP)   ## build the site; a warning is an error
 studies: $(STAMP) ## run every study on fresh seeds and rewrite docs/studies.md
 	$(BIN)/zoarium study run --all --store studies/results
 	$(BIN)/zoarium study page --results studies/results -o docs/studies.md
+
+twins: $(STAMP)  ## grow and label the offline twins of the twelve published zoos and rewrite docs/twins.md
+	$(BIN)/zoarium twins run --all --store studies/twins
+	$(BIN)/zoarium twins page --results studies/twins -o docs/twins.md
 
 bench: $(STAMP)  ## time us and the peers in the same run (its own environment, several minutes)
 	benchmarks/run.sh

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoarium._core.errors import ZoariumError
     from zoarium._core.estimates import Estimates
     from zoarium.data import Dataset
-    from zoarium.growth import Grid, grow
+    from zoarium.growth import Grid, Preset, grow, preset
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
     from zoarium.zoo.foreign import read_model
@@ -33,11 +33,13 @@ _HOMES = {
     "Estimates": "zoarium._core.estimates",
     "Grid": "zoarium.growth",
     "Model": "zoarium.zoo",
+    "Preset": "zoarium.growth",
     "ZoariumError": "zoarium._core.errors",
     "Zoo": "zoarium.zoo",
     "grow": "zoarium.growth",
     "net": "zoarium.nets",
     "open": "zoarium.zoo",
+    "preset": "zoarium.growth",
     "read_model": "zoarium.zoo.foreign",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "Estimates",
     "Grid",
     "Model",
+    "Preset",
     "ZoariumError",
     "Zoo",
     "__version__",
@@ -55,6 +58,7 @@ __all__ = [
     "measure",
     "net",
     "open",
+    "preset",
     "read_model",
 ]
 

@@ -143,6 +143,16 @@ def test_listings_come_as_tables_and_as_json(cli, listing):
     assert cli(listing)[0] == 0
 
 
+def test_data_sets_are_listed_with_what_they_need(cli):
+    rows = {row["data"]: row for row in json.loads(cli("data", "--json")[1])}
+    needs = {name: rows[name]["needs"] for name in ("iris", "pydoc_topics", "mnist_5k", "cifar10", "openwebtext")}
+    assert needs == {
+        "iris": "nothing", "pydoc_topics": "nothing", "mnist_5k": "[data]", "cifar10": "download of 170 MB",
+        "openwebtext": "[text], a local folder",
+    }  # fmt: skip
+    assert all(row["licence"] for row in rows.values() if row["reference"] and not row["data"].startswith("test_"))
+
+
 def test_weights_of_a_foreign_file_are_reported(cli, tmp_path):
     torch.save({"state_dict": {"fc.weight": torch.randn(40, 30), "steps": torch.tensor(3)}}, tmp_path / "m.ckpt")
     code, out, _ = cli("weights", tmp_path / "m.ckpt", "--json")
@@ -192,6 +202,20 @@ def test_the_package_itself_is_light_to_import():
         "assert all(hasattr(za, name) for name in za.__all__)",
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_names_every_program_its_route_and_the_reason_and_writes_nothing(cli, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("net: cnn\nwidth: [4]\nbatch_size: [50, 250]\nseed: {range: [0, 3]}\nepochs: 1\n")
+    code, out, _ = cli("plan", spec)
+    assert code == 0
+    assert "models of cnn, conv" in out
+    assert "side by side, one grouped convolution a layer" in out
+    code, out, _ = cli("plan", spec, "--json")
+    rows = json.loads(out)
+    assert sum(row["models"] for row in rows) == 6
+    assert {row["route"] for row in rows} == {"conv"}
+    assert list(tmp_path.iterdir()) == [spec]
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():

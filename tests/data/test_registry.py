@@ -12,14 +12,25 @@ from zoarium._core.errors import DataError, MissingExtraError
 from zoarium.data import DATA, Dataset, dataset, from_arrays, load
 
 SIZES = {
-    "digits": (1000, 797, (1, 8, 8), 10), "mnist_5k": (4000, 1000, (1, 28, 28), 10), "iris": (105, 45, (4,), 3),
-    "wine": (125, 53, (13,), 3), "breast_cancer": (398, 171, (30,), 2), "diabetes": (309, 133, (10,), 1),
+    "digits": (1000, 797, (1, 8, 8), 10),
+    "mnist_5k": (4000, 1000, (1, 28, 28), 10),
+    "iris": (105, 45, (4,), 3),
+    "wine": (125, 53, (13,), 3),
+    "breast_cancer": (398, 171, (30,), 2),
+    "diabetes": (309, 133, (10,), 1),
     "convection": (1024, 992, (2,), 1),
-}  # fmt: skip
+    "convection_pinn": (608, 1024, (5,), 1),
+    "colour_patches": (4000, 1000, (3, 16, 16), 10),
+    "digits_on_photos": (2000, 1000, (3, 14, 14), 10),
+}
+PUBLISHED = {"cifar10", "cifar100", "svhn", "tiny_imagenet", "openwebtext"}  # see test_published and test_openwebtext
+TEXTS = {"pydoc_topics": (1600, 200, (64,)), "stdlib_text": (4096, 512, (64,))}  # fmt: skip
 
 
 def test_every_registered_set_is_known_to_these_tests():
-    assert set(SIZES) == {name for name, method in DATA.items() if method.function.__module__.startswith("zoarium.")}
+    assert {*SIZES, *TEXTS, *PUBLISHED} == {
+        name for name, method in DATA.items() if method.function.__module__.startswith("zoarium.")
+    }
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -38,7 +49,7 @@ def test_a_set_has_the_sizes_it_promises_in_single_precision(name):
     assert DATA[name].summary
 
 
-@pytest.mark.parametrize("name", [n for n in SIZES if n != "convection"])
+@pytest.mark.parametrize("name", [n for n in SIZES if not n.startswith(("convection", "colour", "digits_on"))])
 def test_no_row_is_lost_and_another_seed_divides_the_same_rows_otherwise(name):
     one, two = load(name), load(name, seed=1)
     assert one.fingerprint != two.fingerprint
@@ -104,6 +115,7 @@ def test_any_speed_survives_the_round_trip_through_the_name(beta, n_x):
         ("convection(n_x=2.5)", "'n_x'.*takes int values, found 2.5"),
         ("convection(n_x=true)", "'n_x'.*takes int values, found True"),
         ("convection(30)", "cannot read '30'; write parameters as key=value"),
+        ("cifar10(root=/x)", "cannot read 'root=/x'.*text with other signs in quotes"),
         ("convection(beta=1, beta=2)", "gives 'beta' twice"),
         ("convection(beta=__import__('os'))", "cannot read"),
         ("convection(beta=30", "data must be named like"),

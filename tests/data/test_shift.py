@@ -14,6 +14,15 @@ def images(task: str = "classification") -> Dataset:
     return Dataset("toy", Split(x[:8], y[:8]), Split(x[8:], y[8:]), task, 4)  # type: ignore[arg-type]
 
 
+def text() -> Dataset:
+    x = torch.randint(0, 6, (12, 5), generator=torch.Generator().manual_seed(1))
+    return Dataset("toy", Split(x[:8, :-1], x[:8, 1:]), Split(x[8:, :-1], x[8:, 1:]), "language", 6)
+
+
+def fitting(kind: str) -> Dataset:
+    return text() if kind == "rename_tokens" else images()
+
+
 def table() -> Dataset:
     x = torch.arange(20.0).reshape(4, 5)
     return Dataset(
@@ -23,13 +32,13 @@ def table() -> Dataset:
 
 @pytest.mark.parametrize("kind", list(SHIFTS))
 def test_severity_zero_leaves_the_task_as_it_is(kind):
-    data = images()
+    data = fitting(kind)
     assert shifted_task(data, kind, 0.0).fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize("kind", list(SHIFTS))
 def test_full_severity_changes_both_splits_the_same_way_every_time(kind):
-    data = images()
+    data = fitting(kind)
     got = shifted_task(data, kind, 1.0, seed=3)
     assert got.fingerprint == shifted_task(data, kind, 1.0, seed=3).fingerprint
     for ours, theirs in ((got.train, data.train), (got.test, data.test)):
@@ -39,9 +48,20 @@ def test_full_severity_changes_both_splits_the_same_way_every_time(kind):
 
 @pytest.mark.parametrize("kind", list(SHIFTS))
 def test_a_shift_leaves_the_source_task_alone(kind):
-    data = images()
+    data = fitting(kind)
     shifted_task(data, kind)
-    assert data.fingerprint == images().fingerprint
+    assert data.fingerprint == fitting(kind).fingerprint
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHIFTS if kind != "rename_tokens"])
+def test_tokens_are_only_ever_renamed(kind):
+    with pytest.raises(DataError, match=r"'toy'"):
+        shifted_task(text(), kind)
+
+
+def test_what_is_no_text_has_no_tokens_to_rename():
+    with pytest.raises(DataError, match="needs tokens, but 'toy' is a classification task"):
+        shifted_task(images(), "rename_tokens")
 
 
 def test_translation_by_full_severity_is_a_quarter_of_the_image():

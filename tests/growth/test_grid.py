@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import pytest
 import torch
@@ -140,3 +141,49 @@ def test_any_mapping_is_a_grid_or_one_sentence(content):
 def test_any_text_is_a_grid_or_one_sentence(text):
     with contextlib.suppress(ZoariumError):
         Grid.from_yaml("net: mlp\n" + text)
+
+
+def test_parameters_of_the_data_are_axes():
+    grid = Grid("pinn_mlp", data="convection_pinn", beta=[1, 30], lr=[0.01, 0.1])
+    assert (grid.load, grid.temperature) == ("beta", "lr")
+    assert sorted({c.data for c in grid}) == ["convection_pinn", "convection_pinn(beta=30)"]
+    assert {c.columns()["beta"] for c in grid} == {1, 30}
+    assert Grid.from_yaml(grid.to_yaml()) == grid
+
+
+def test_a_models_id_is_that_of_its_data_named_in_full():
+    (one,) = Grid("pinn_mlp", data="convection_pinn", beta=30)
+    (other,) = Grid("pinn_mlp", data="convection_pinn(beta=30)")
+    assert one.id == other.id
+
+
+def test_a_parameter_of_the_net_comes_before_one_of_the_data():
+    (one,) = Grid("pinn_mlp", data="convection_pinn", seed=5)
+    assert one.seed == 5
+    assert one.data == "convection_pinn"
+
+
+def test_exceptions_change_the_cells_they_name_and_no_others():
+    rule = {"when": {"width": 8, "batch_size": [32, 64]}, "set": {"micro_batch": 16}}
+    grid = Grid("mlp", width=[4, 8], batch_size=[16, 32, 64], exceptions=[rule])
+    changed = {(c.net_params["width"], c.training.batch_size) for c in grid if c.training.micro_batch}
+    assert changed == {(8, 32), (8, 64)}
+    assert Grid.from_yaml(grid.to_yaml()) == grid
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"when": {"depth": 3}, "set": {"lr": 1.0}}, "axis of this grid in an exception 'depth'"),
+        ({"when": {"width": 4}, "set": {"lrr": 1.0}}, "in an exception 'lrr'. Did you mean 'lr'"),
+        ({"if": {"width": 4}}, "an exception is {'when': {...}, 'set': {...}}"),
+    ],
+)
+def test_exceptions_that_cannot_hold_are_refused(rule, message):
+    with pytest.raises(GridError, match=re.escape(message)):
+        Grid("mlp", width=[4, 8], exceptions=[rule])
+
+
+def test_ids_of_models_from_before_augmentation_stay():
+    (config,) = Grid("mlp", width=4)
+    assert config.id == "mlp-3b0f4ab277"

@@ -153,7 +153,7 @@ def test_a_stacked_resnet_gives_what_its_models_give_one_by_one_statistics_inclu
     x = torch.randn(*lead, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     stacked = stack(net)
     out = stacked(params, x, buffers, per_model=per_model)
-    assert stacked.kind == "vmap"
+    assert stacked.kind == "grouped"
     for i in range(N):
         own = {k: v[i].clone() for k, v in before.items()}  # changed in place in training mode
         expected = functional_call(net, {**{k: v[i] for k, v in params.items()}, **own}, (x[i] if per_model else x,))

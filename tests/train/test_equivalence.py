@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoarium._core.seeds import generator
+from zoarium.data import load
 from zoarium.data.dataset import Dataset, Split
 from zoarium.train import data_key, plan, train_one_plainly, train_program
 from zoarium.train.architecture import describe
@@ -256,6 +257,167 @@ def test_convolutional_nets_run_as_one_grouped_net_and_agree(batch_norm):
         for b in (8, 16)
         for s in (0, 1)
     ]
-    assert "grouped" in describe(configs[0], data).reason
+    assert describe(configs[0], data).route == "conv"
+    states, _ = together(configs, data)
+    assert_equal_to_plain(configs, data, states)
+
+
+def conv_configs(net, settings, batches, seeds=(0, 1), **training):
+    return [
+        ModelConfig(
+            net=net, net_params=settings, data="blobs", seed=s,
+            training=Training(batch_size=b, **{"epochs": 1, "clip_norm": 1.0, **training}),
+        )
+        for b in batches
+        for s in seeds
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"label_smoothing": 0.2},
+        {"drop_last": True, "epochs": 2},
+        {"clip_norm": None, "optimizer": "adam", "lr": 0.01},
+        {"steps": 7},
+    ],
+    ids=str,
+)
+def test_convolutional_nets_of_several_batch_sizes_share_micro_steps_and_agree(training):
+    data = blobs(50, (2, 8, 8))
+    configs = conv_configs("cnn", {"width": 2, "depth": 2}, (6, 9, 15) if "steps" not in training else (6,), **training)
+    states, results = as_one(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    assert len(results) == 1
+
+
+RESIDUAL = {"resnet8": {"width": 2}, "resnet18": {"width": 2, "stem": "cifar", "zero_init_residual": True}}
+
+
+@pytest.mark.parametrize("net", RESIDUAL)
+def test_residual_nets_agree_running_statistics_included(net):
+    data = blobs(42, (1, 8, 8))
+    configs = conv_configs(net, RESIDUAL[net], (8, 16), label_smoothing=0.1)
+    assert describe(configs[0], data).route == "conv"
+    states, results = together(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    assert len(results) == 2  # batch statistics keep batch sizes apart
+
+
+@pytest.mark.parametrize(("net", "settings"), [("cnn", {"width": 4}), ("resnet8", {"width": 4})])
+def test_convolutions_in_float32_agree_to_one_part_in_ten_thousand_after_ten_steps(net, settings):
+    data = blobs(160, (1, 8, 8))  # in batches of 8 one relu of one net flips, and plain float32 is 4e-4 from float64
+    configs = conv_configs(net, settings, (16,), lr=0.1)
+    states, _ = as_one(configs, data, dtype=torch.float32)
+    assert_equal_to_plain(configs, data, states, dtype=torch.float32, tolerance=1e-4)
+
+
+def test_the_history_of_a_convolutional_net_is_that_of_the_plain_loop():
+    data = blobs(40, (1, 8, 8))
+    configs = conv_configs("cnn", {"width": 3, "batch_norm": True}, (8,), epochs=2)
+    _, (result,) = as_one(configs, data)
+    for row, config in enumerate(configs):
+        _, wanted = train_one_plainly(config, data, dtype=torch.float64)
+        mine = result.history["row"] == row
+        for name, values in wanted.items():
+            assert result.history[name][mine].tolist() == pytest.approx(values, abs=1e-9), name
+
+
+def test_a_plan_says_how_many_models_run_side_by_side_and_why():
+    data = blobs(40, (1, 8, 8))
+    small, wide = (conv_configs("cnn", {"width": w}, (8,)) for w in (2, 256))
+    (one,) = plan(small, {data_key(small[0]): data})
+    assert (one.route, "all 2 models" in one.reason) == ("conv", True)
+    (one,) = plan(wide, {data_key(wide[0]): data})
+    assert "one model at a time through dense kernels" in one.reason
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop_flip", "crop_flip_rotate"])
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_augmented_images_are_those_of_the_plain_loop_whatever_shares_the_program(net, kind):
+    data = blobs(40, (1, 8, 8))
+    configs = [
+        ModelConfig(
+            net=net,
+            net_params={"width": 3},
+            data="blobs",
+            seed=s,
+            training=Training(batch_size=b, epochs=2, augment=kind),
+        )
+        for b in (8, 16)
+        for s in (0, 1)
+    ]
+    states, _ = as_one(configs, data)
+    assert_equal_to_plain(configs, data, states)
+    plain, _ = train_one_plainly(
+        configs[0].model_copy(update={"training": Training(batch_size=8, epochs=2)}), data, dtype=torch.float64
+    )
+    assert any(not torch.equal(states[0][name], tensor) for name, tensor in plain.items())
+
+
+def test_batch_norm_sees_micro_batches_where_asked_to():
+    data = blobs(40, (1, 4, 4))
+    configs = user_configs((16,), micro_batch=8)
+    states, _ = together(configs, data, norm_net)
+    assert_equal_to_plain(configs, data, states, norm_net)
+    whole, _ = train_one_plainly(user_configs((16,))[0], data, norm_net, dtype=torch.float64)
+    assert not torch.allclose(states[0]["1.running_mean"], whole["1.running_mean"])
+
+
+def test_micro_batches_that_do_not_fill_a_batch_are_refused():
+    with pytest.raises(ValueError, match="micro_batch 5 does not divide batch_size 16"):
+        Training(batch_size=16, micro_batch=5)
+
+
+def sentences(count=24, length=6, vocabulary=7):
+    draw = generator("sentences")
+    text = torch.randint(0, vocabulary, (count + 8, length + 1), generator=draw)
+    train, test = (Split(part[:, :-1].clone(), part[:, 1:].clone()) for part in (text[:count], text[count:]))
+    return Dataset("sentences", train, test, "language", vocabulary)
+
+
+def gpt_configs(batches=(4, 8), seeds=(0, 1), **training):
+    return [
+        ModelConfig(
+            net="gpt2",
+            net_params={"model_dim": 8, "n_layers": 1, "n_heads": 2},
+            data="sentences",
+            seed=s,
+            training=Training(batch_size=b, **{"epochs": 1, "optimizer": "adamw", "lr": 0.01, **training}),
+        )
+        for b in batches
+        for s in seeds
+    ]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_language_models_agree(smoothing):
+    configs = gpt_configs(label_smoothing=smoothing)
+    states, _ = together(configs, sentences())
+    assert_equal_to_plain(configs, sentences(), states)
+
+
+def test_the_history_of_a_language_model_is_loss_and_accuracy_a_token():
+    (config,) = gpt_configs((4,), (0,))
+    _, (result,) = together([config], sentences())
+    _, wanted = train_one_plainly(config, sentences(), dtype=torch.float64)
+    for name, values in wanted.items():
+        assert result.history[name].tolist() == pytest.approx(values, abs=1e-9), name
+
+
+def test_physics_informed_nets_agree():
+    data = load("convection_pinn", beta=3.0, n_initial=8, n_boundary=4, n_residual=20)
+    configs = [
+        ModelConfig(
+            net="pinn_mlp",
+            net_params={"width": 5, "depth": 2, "periodic": periodic},
+            data="convection_pinn",
+            seed=s,
+            training=Training(batch_size=b, epochs=2, optimizer="adam"),
+        )
+        for periodic in ("soft", "hard")
+        for b in (8, 32)
+        for s in (0, 1)
+    ]
     states, _ = together(configs, data)
     assert_equal_to_plain(configs, data, states)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from zoarium._core.allocator import keep_freed_memory
 from zoarium._core.errors import ZoariumError, unknown_name
 from zoarium._core.extras import require
 
@@ -118,6 +119,7 @@ def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: C
     import torch
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     _forbid_polars()
     worker = _Child(pipe, stop)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: so are we

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from zoarium._core.allocator import keep_freed_memory
 from zoarium._core.errors import ZoariumError
 from zoarium._core.extras import require
 
@@ -127,6 +128,7 @@ def serve(expected: dict[str, str | None], refs: tuple[Any, Any], post: Any, ind
 
     ray = require("ray", "ray", "backend='ray'")
     torch.set_num_threads(1)
+    keep_freed_memory()  # the process is of our job alone
     if ray.get(post.stopping.remote()):
         return "skipped", None
     try:

@@ -10,9 +10,10 @@ import typer
 import yaml
 
 from zoarium._core.errors import ZoariumError
-from zoarium.cli.options import Address, Backend, Json, Memory, Quiet, Settings, Workers, ZooPath
+from zoarium.cli.options import Address, Backend, Cores, Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
+from zoarium.cli.twins import twins_app
 
 app = typer.Typer(
     name="zoarium",
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(study_app, name="study")
+app.add_typer(twins_app, name="twins")
 
 
 def run() -> None:
@@ -111,18 +113,22 @@ def demo(
 
 @app.command()
 def grow(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML.", show_default=False)],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML, or preset:NAME.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes; an unfinished one is resumed.")],
     backend: Backend = "local",
     address: Address = None,
     workers: Workers = None,
     memory: Memory = "2GB",
-    cores: Annotated[
-        int | None, typer.Option(min=1, help="Cores the work is cut for, such as a cluster's; default this machine's.")
-    ] = None,
+    cores: Cores = None,
     checkpoints: Annotated[
-        str, typer.Option(help="Which epochs to keep: last, last:5, every, every:10, or a list such as 5,10,30.")
-    ] = "last",
+        str | None,
+        typer.Option(
+            help="Which epochs to keep: last, last:5, every, every:10, or a list such as 5,10,30; default last, or "
+            "what the preset says."
+        ),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -134,19 +140,23 @@ def grow(
       width: [2, 8, 32, 128]
       batch_size: [8, 32, 128]
       seed: {range: [0, 3]}
+
+    A published zoo grows by its name: [bold]zoarium grow preset:cifar10-resnet18-twin -o zoo/[/]; see: zoarium presets.
     """
     import zoarium as za
 
+    chosen = za.preset(spec) if spec.startswith("preset:") else None
+    kept = checkpoints or (chosen.checkpoints if chosen else "last")
     with progress("grow", quiet=quiet or json) as bar:
         zoo = za.grow(
-            za.Grid.from_yaml(spec),
+            chosen.grid if chosen else za.Grid.from_yaml(Path(spec)),
             output,
             backend=backend,
             address=address,
             workers=workers,
             memory=memory,
             cores=cores,
-            checkpoints=_checkpoints(checkpoints),
+            checkpoints=_checkpoints(kept),
             on_progress=bar,
         )
     _print_zoo(zoo, json)
@@ -164,6 +174,35 @@ def _print_zoo(zoo: Any, as_json: bool) -> None:
         print_json(zoo.summary())
     else:
         out.print(_escape(str(zoo)), soft_wrap=True)
+
+
+@app.command()
+def plan(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML, or preset:NAME.", show_default=False)
+    ],
+    memory: Memory = "2GB",
+    cores: Cores = None,
+    json: Json = False,
+) -> None:
+    """Say how a grid would grow: its programs, the route of each and why. Nothing is trained or written.
+
+    Example: [bold]zoarium plan spec.yaml[/]
+    """
+    import zoarium as za
+    from zoarium.growth import dry_run
+
+    programs = dry_run(
+        spec if spec.startswith("preset:") else za.Grid.from_yaml(Path(spec)), memory=memory, cores=cores
+    )
+    if json:
+        print_frame(programs, as_json=True)
+        return
+    for row in programs.iter_rows(named=True):
+        size = f"{row['models']} models of {row['net']}, {row['route']}, ~{row['seconds']:.2g} s, {row['mib']} MiB"
+        out.print(f"[bold]{row['program']}[/] {_escape(size)}: {_escape(row['reason'])}", soft_wrap=True)
+    total = f"{programs['models'].sum():,} models in {len(programs)} programs"
+    out.print(f"{total}, ~{programs['seconds'].sum():.2g} s on one core")
 
 
 @app.command()
@@ -421,6 +460,41 @@ def measures(json: Json = False) -> None:
 
 
 @app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="One preset, in full.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """List the published zoos that can be grown by name, or show one as YAML."""
+    import polars as pl
+
+    import zoarium as za
+    from zoarium.growth.presets import PRESETS
+
+    if name is not None:
+        one = za.preset(name)
+        if json:
+            print_json({"name": one.name, "published": one.published, "chosen": one.chosen, "grid": one.grid.to_dict()})
+        else:
+            out.print(_escape(f"# {one}\n# published: {one.published}\n# our choice: {one.chosen}"), soft_wrap=True)
+            out.print(_escape(one.grid.to_yaml()), soft_wrap=True)
+        return
+    rows = [
+        {
+            "preset": key,
+            "models": len(one),
+            "net": one.grid.net,
+            "data": one.grid.axes["data"][0],
+            "load": one.grid.load,
+            "temperature": one.grid.temperature,
+            "offline": bool(one.twin_of) or key == "convection-pinn",
+        }
+        for key in PRESETS
+        if (one := za.preset(key))
+    ]
+    print_frame(pl.DataFrame(rows), as_json=json, rows=200)
+
+
+@app.command()
 def nets(json: Json = False) -> None:
     """List the architectures with their axes."""
     import inspect
@@ -443,10 +517,19 @@ def nets(json: Json = False) -> None:
 
 @app.command()
 def data(json: Json = False) -> None:
-    """List the data sets."""
+    """List the data sets and what each needs."""
     import polars as pl
 
-    from zoarium.data import DATA
+    from zoarium.data import DATA, needs
 
-    rows = [{"data": name, "summary": m.summary, "reference": m.reference} for name, m in DATA.items()]
+    rows = [
+        {
+            "data": name,
+            "needs": needs(name),
+            "summary": method.summary,
+            "licence": method.facts["licence"],
+            "reference": method.reference,
+        }
+        for name, method in DATA.items()
+    ]
     print_frame(pl.DataFrame(rows), as_json=json, rows=200)

@@ -18,6 +18,10 @@ Address = Annotated[
         "--address", help="Ray cluster: auto or HOST:PORT; default RAY_ADDRESS, else one of this machine's own."
     ),
 ]
+Cores = Annotated[
+    int | None,
+    typer.Option("--cores", min=1, help="Cores the work is cut for, such as a cluster's; default this machine's."),
+]
 Memory = Annotated[str, typer.Option("--memory", help="Budget of each worker, such as 2GB.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting; may be given again.")

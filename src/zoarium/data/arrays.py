@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def from_arrays(
     >>> from_arrays([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 1.0], [4.0, 5.0]], ["no", "yes", "yes", "no", "no"])
     Dataset('arrays', 4 train + 1 test, input (2,), 2 classes)
     """
-    if task is not None and task not in get_args(Task):
+    if task not in (None, "classification", "regression"):
         raise DataError(f"task must be 'classification' or 'regression', found {task!r}.")
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"name must be a text that is not empty, found {name!r}.")

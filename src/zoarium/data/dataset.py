@@ -12,12 +12,12 @@ from torch import Tensor
 
 from zoarium._core.seeds import generator
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "language"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs `x` of shape (N, ...) and targets `y`: (N,) int64 classes, or (N, k) float for regression."""
+    """Inputs `x` (N, ...) and targets `y`: classes (N,) int64, numbers (N, k), or next tokens (N, t) int64."""
 
     x: Tensor
     y: Tensor
@@ -43,11 +43,12 @@ class Dataset:
         Name shown in tables.
     train, test : Split
         The two splits; a model never trains on `test`.
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "language"}
+        A language task has sequences of tokens (N, t) as inputs and the token after each of them as targets (N, t).
     n_outputs : int
-        Classes, or width of the target.
+        Classes, width of the target, or tokens in the vocabulary.
     classes : tuple of str
-        Names of the classes, if known.
+        Names of the classes (or tokens), if known.
     """
 
     name: str
@@ -75,8 +76,8 @@ class Dataset:
         """The task with a share of its training data and some wrong training labels; the test split stays clean.
 
         Both are drawn from `seed` alone, so every model that names the same three values sees the same data. Smaller
-        fractions are subsets of larger ones. Noise moves a label to one of the *other* classes, uniformly; for
-        regression it adds a normal error of `label_noise` standard deviations of the target.
+        fractions are subsets of larger ones. Noise moves a label (or target token) to one of the *other* classes,
+        uniformly; for regression it adds a normal error of `label_noise` standard deviations of the target.
         """
         train = self.train
         if fraction < 1.0:
@@ -86,9 +87,9 @@ class Dataset:
             train = Split(train.x[rows], train.y[rows])
         if label_noise > 0.0:
             draw = generator("label_noise", seed)
-            if self.task == "classification":
-                wrong = torch.rand(len(self.train), generator=draw) < label_noise
-                shift = torch.randint(1, max(self.n_outputs, 2), (len(self.train),), generator=draw)
+            if self.task != "regression":
+                wrong = torch.rand(self.train.y.shape, generator=draw) < label_noise
+                shift = torch.randint(1, max(self.n_outputs, 2), self.train.y.shape, generator=draw)
                 if fraction < 1.0:
                     wrong, shift = wrong[rows], shift[rows]
                 y = torch.where(wrong, (train.y + shift) % self.n_outputs, train.y)
@@ -101,8 +102,11 @@ class Dataset:
         return replace(self, train=train)
 
     def __repr__(self) -> str:
-        outputs = "classes" if self.task == "classification" else "outputs" if self.n_outputs > 1 else "output"
+        if self.task == "language":
+            outputs = f"vocabulary of {self.n_outputs}"
+        else:
+            what = "classes" if self.task == "classification" else "outputs" if self.n_outputs > 1 else "output"
+            outputs = f"{self.n_outputs} {what}"
         return (
-            f"Dataset({self.name!r}, {len(self.train)} train + {len(self.test)} test, input {self.in_shape}, "
-            f"{self.n_outputs} {outputs})"
+            f"Dataset({self.name!r}, {len(self.train)} train + {len(self.test)} test, input {self.in_shape}, {outputs})"
         )

@@ -35,7 +35,8 @@ def shifted_task(dataset: Dataset, kind: str = "auto", severity: float = 1.0, se
         The source task.
     kind : str, default "auto"
         A registered shift: "translate", "invert", "rotate" (images), "permute_features", "flip_signs" (any input),
-        "rotate_classes" (classification). "auto" takes "translate" for images and "permute_features" otherwise.
+        "rotate_classes" (classification), "rename_tokens" (language). "auto" takes "translate" for images,
+        "rename_tokens" for text and "permute_features" otherwise.
     severity : float in [0, 1], default 1
         0 leaves the task as it is.
     seed : int, default 0
@@ -62,13 +63,16 @@ def shifted_task(dataset: Dataset, kind: str = "auto", severity: float = 1.0, se
     if not 0.0 <= severity <= 1.0:
         raise DataError(f"severity must lie between 0 (no shift) and 1, found {severity}.")
     if kind == "auto":
-        kind = "translate" if is_image(dataset) else "permute_features"
+        text = dataset.task == "language"
+        kind = "rename_tokens" if text else "translate" if is_image(dataset) else "permute_features"
     method = SHIFTS[kind]
     if method.facts["images"] and not is_image(dataset):
         raise DataError(
             f"shift {kind!r} moves pixels, but inputs of {dataset.name!r} have shape {dataset.in_shape}; "
             "choose permute_features, flip_signs or rotate_classes."
         )
+    if dataset.task == "language" and kind != "rename_tokens":
+        raise DataError(f"shift {kind!r} does not apply to the tokens of {dataset.name!r}; choose rename_tokens.")
     return replace(method(dataset, severity, seed), name=f"{dataset.name}+{kind}")
 
 
@@ -123,21 +127,34 @@ def flip_signs(dataset: Dataset, severity: float, seed: int) -> Dataset:
 def rotate_classes(dataset: Dataset, severity: float, seed: int) -> Dataset:
     """Rename a share of the classes among themselves, in one cycle: the same inputs, another question."""
     if dataset.task != "classification":
-        raise DataError(f"shift 'rotate_classes' needs classes, but {dataset.name!r} is a regression task.")
-    c = dataset.n_outputs
-    count = round(severity * c)
-    moved = torch.arange(c)
-    if count > 1:
-        chosen = (
-            torch.arange(c) if count == c else torch.randperm(c, generator=generator("rotate_classes", seed))[:count]
-        )
-        chosen = chosen.sort().values
-        moved[chosen] = chosen.roll(-1)
+        raise DataError(f"shift 'rotate_classes' needs classes, but {dataset.name!r} is a {dataset.task} task.")
+    moved = _cycle(dataset.n_outputs, severity, "rotate_classes", seed)
     return replace(
         dataset,
         train=Split(dataset.train.x, moved[dataset.train.y]),
         test=Split(dataset.test.x, moved[dataset.test.y]),
     )
+
+
+@shift("rename_tokens")
+def rename_tokens(dataset: Dataset, severity: float, seed: int) -> Dataset:
+    """Rename a share of the tokens among themselves, in inputs and targets alike: the same language in a cipher."""
+    if dataset.task != "language":
+        raise DataError(f"shift 'rename_tokens' needs tokens, but {dataset.name!r} is a {dataset.task} task.")
+    renamed = _cycle(dataset.n_outputs, severity, "rename_tokens", seed)
+    train, test = (Split(renamed[part.x], renamed[part.y]) for part in (dataset.train, dataset.test))
+    return replace(dataset, train=train, test=test)
+
+
+def _cycle(count: int, severity: float, *names: object) -> Tensor:
+    """A renaming of `count` things that moves a share of them along one cycle."""
+    some = round(severity * count)
+    moved = torch.arange(count)
+    if some > 1:
+        chosen = torch.arange(count) if some == count else torch.randperm(count, generator=generator(*names))[:some]
+        chosen = chosen.sort().values
+        moved[chosen] = chosen.roll(-1)
+    return moved
 
 
 def _inputs(dataset: Dataset, function: Callable[[Tensor], Tensor]) -> Dataset:

@@ -11,25 +11,25 @@ from zoarium.data.registry import dataset
 from zoarium.data.split import split_rows, standardised
 
 
-@dataset("iris", reference="Fisher 1936, via scikit-learn")
+@dataset("iris", reference="Fisher 1936, via scikit-learn", licence="CC BY 4.0")
 def iris(*, seed: int = 0) -> Dataset:
     """Iris flowers: 105 to train on, 45 to test, 4 measurements, 3 species; classes in proportion."""
     return _table("iris", seed)
 
 
-@dataset("wine", reference="Aeberhard & Forina 1991 (UCI), via scikit-learn")
+@dataset("wine", reference="Aeberhard & Forina 1991 (UCI), via scikit-learn", licence="CC BY 4.0")
 def wine(*, seed: int = 0) -> Dataset:
     """Italian wines: 125 to train on, 53 to test, 13 chemical measurements, 3 growers; classes in proportion."""
     return _table("wine", seed)
 
 
-@dataset("breast_cancer", reference="Wolberg, Street & Mangasarian 1993 (UCI), via scikit-learn")
+@dataset("breast_cancer", reference="Wolberg, Street & Mangasarian 1993 (UCI), via scikit-learn", licence="CC BY 4.0")
 def breast_cancer(*, seed: int = 0) -> Dataset:
     """Breast tumours: 398 to train on, 171 to test, 30 measurements, malignant or benign; classes in proportion."""
     return _table("breast_cancer", seed)
 
 
-@dataset("diabetes", reference="Efron et al. 2004, via scikit-learn")
+@dataset("diabetes", reference="Efron et al. 2004, via scikit-learn", licence="none stated")
 def diabetes(*, seed: int = 0) -> Dataset:
     """Progress of diabetes (a regression): 309 to train on, 133 to test, 10 measurements; target standardised."""
     return _table("diabetes", seed)

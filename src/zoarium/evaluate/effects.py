@@ -170,7 +170,7 @@ def ensembling(
     out = outputs(plan.cohort, data.test.x).double()  # (n, N, c)
     scores = plan.mean(sample_scores(out, data.test, data.task))
     losses = plan.mean(sample_losses(out, data.test, data.task))
-    if data.task == "classification":
+    if data.task != "regression":
         pooled = out.log_softmax(-1) if of == "logits" else out.softmax(-1)
         mean = ensemble_outputs(pooled, plan.groups)  # (cells, N, c)
         log_mean = mean.log_softmax(-1) if of == "logits" else mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
@@ -247,13 +247,23 @@ def fine_tuning(
 
 
 def fresh_start(cohort: Cohort, seed: int = 0) -> Cohort:
-    """The cohort with new initial weights, drawn by each layer's own `reset_parameters` from `seed` and the model's id.
+    """The cohort with new initial weights, drawn from `seed` and the model's id.
+
+    By each layer's own `reset_parameters`; a net with parameters of its own, such as a transformer's positions, is
+    built anew by the factory it came from.
 
     Raises
     ------
     MeasureError
-        When a layer with parameters has no ``reset_parameters``, so that nobody knows how it starts.
+        When a layer with parameters has no ``reset_parameters`` and the net was not built by zoarium, so that nobody
+        knows how it starts.
     """
+    layers = [m for m in cohort.module.modules() if list(m.parameters(recurse=False))]
+    rebuild = getattr(cohort.module, "rebuild", None)
+    if rebuild is not None and not all(hasattr(layer, "reset_parameters") for layer in layers):
+        dtype = next(iter(cohort.params.values())).dtype
+        anew = [rebuild(seed=stream("fresh_start", seed, name)) for name in cohort.ids]
+        return Cohort.from_modules(anew, cohort.ids).to(dtype=dtype)
     modules = []
     with torch.random.fork_rng(devices=[]):
         for name in cohort.ids:

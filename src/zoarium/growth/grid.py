@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import yaml
 from zoarium._core.digest import settings_hash
 from zoarium._core.errors import GridError, unknown_name
 from zoarium._core.files import write_text
+from zoarium.data.registry import axes_of_data, full_name
 from zoarium.zoo.config import ModelConfig, Training
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ class Grid:
         A registered architecture (see ``zoarium nets``), or your own factory: a function that returns an
         `torch.nn.Module`. Its keyword parameters are axes; it is given ``in_shape`` and ``n_outputs`` if it asks.
     data : str, Dataset or list of these, default "digits"
-        A registered data set, or one made by ``za.data.from_arrays`` or ``za.data.from_torch``.
+        A registered data set, or one made by ``za.data.from_arrays`` or ``za.data.from_torch``. The parameters of a
+        single registered one are axes, too: ``Grid(data="convection", beta=[1, 10, 30])``.
     seed : int or iterable of int, default 0
         Draws initial weights and data order. Models that differ in the seed alone form a *cell*.
     load, temperature : str, optional
         Which axes play these roles in phase diagrams; by default the first varied one of ``width``, ``data_fraction``,
         ``label_noise``, ... and of ``batch_size``, ``lr``, ``weight_decay``, ...
+    exceptions : sequence of mappings, optional
+        Cells that depart from the product: ``{"when": {"width": 64, "batch_size": [512, 1024]}, "set":
+        {"micro_batch": 512}}`` changes axes where all conditions hold. Later exceptions win.
     **axes
         Any parameter of the net or of training (:class:`zoarium.zoo.config.Training`): a value, or a list, tuple,
         range or array of values.
@@ -68,6 +73,7 @@ class Grid:
         seed: int | Iterable[int] = 0,
         load: str | None = None,
         temperature: str | None = None,
+        exceptions: Sequence[Mapping[str, Any]] = (),
         **axes: Any,
     ) -> None:
         self.factory = None if isinstance(net, str) else net
@@ -76,6 +82,7 @@ class Grid:
         names = [self._data_name(d) for d in (data if isinstance(data, list | tuple) else [data])]
 
         self._net_axes = _net_axes(net)
+        self._data_axes = self._axes_of_data(data)
         known = self.known_axes
         for name in axes:
             if name not in known:
@@ -88,6 +95,7 @@ class Grid:
         self.axes: dict[str, list[Any]] = {name: _values(name, value) for name, value in axes.items()}
         self.axes["data"] = names
         self.axes["seed"] = _values("seed", seed)
+        self.exceptions = tuple(self._exception(one) for one in exceptions)
         if len(self) > MOST_MODELS:
             raise GridError(f"this grid has {len(self):,} models, more than {MOST_MODELS:,}; grow it in parts.")
         self.load = self._role("load", load, LOADS)
@@ -95,12 +103,12 @@ class Grid:
         for name, values in self.axes.items():  # each value alone, so that an error names its axis
             for value in values:
                 _check_kind(name, value, self._net_axes.get(name))
-                self._config({name: value})
+                self._config({"data": self.axes["data"][0], name: value})
 
     @property
     def known_axes(self) -> list[str]:
         """Every axis this grid could have."""
-        return sorted({*TOP, *Training.model_fields, *self._net_axes})
+        return sorted({*TOP, *Training.model_fields, *self._net_axes, *self._data_axes})
 
     @property
     def varied(self) -> list[str]:
@@ -115,7 +123,11 @@ class Grid:
 
     def __iter__(self) -> Iterator[ModelConfig]:
         for values in itertools.product(*self.axes.values()):
-            yield self._config(dict(zip(self.axes, values, strict=True)))
+            point = dict(zip(self.axes, values, strict=True))
+            for exception in self.exceptions:
+                if all(point.get(k) in among for k, among in exception["when"].items()):
+                    point |= exception["set"]
+            yield self._config(point)
 
     def expand(self) -> list[ModelConfig]:
         """One configuration a model, in the order of the axes."""
@@ -125,12 +137,13 @@ class Grid:
         training = {k: v for k, v in point.items() if k in Training.model_fields}
         params = {k: v for k, v in self._net_axes.items() if v is not inspect.Parameter.empty}
         params |= {k: v for k, v in point.items() if k in self._net_axes}
+        top = {k: v for k, v in point.items() if k in TOP}
+        varied = {k: v for k, v in point.items() if k in self._data_axes and k in self.axes}
+        if varied:
+            top["data"] = full_name(top["data"], varied)
         try:
             return ModelConfig(
-                net=self.net,
-                net_params=params,
-                training=Training(**training),
-                **{k: v for k, v in point.items() if k in TOP},
+                net=self.net, net_params=params, data_params=varied, training=Training(**training), **top
             )
         except pydantic.ValidationError as error:
             first = error.errors()[0]
@@ -150,6 +163,26 @@ class Grid:
         self.datasets[data.name] = data
         return data.name
 
+    def _axes_of_data(self, data: Any) -> dict[str, Any]:
+        """Parameters of a single registered data set; those a net or training has under the same name stay theirs."""
+        if not isinstance(data, str):
+            return {}
+        taken = {*TOP, *Training.model_fields, *self._net_axes}
+        return {k: v for k, v in axes_of_data(data).items() if k not in taken}
+
+    def _exception(self, given: Any) -> dict[str, dict[str, Any]]:
+        """An exception with conditions as lists, checked against the axes."""
+        if not isinstance(given, Mapping) or set(given) != {"when", "set"}:
+            raise GridError(f"an exception is {{'when': {{...}}, 'set': {{...}}}}, found {given!r}.")
+        for name in given["when"]:
+            if name not in self.axes:
+                raise GridError(unknown_name("axis of this grid in an exception", name, self.axes))
+        for name in given["set"]:
+            if name not in self.known_axes or name in ("data", *self._data_axes):
+                raise GridError(unknown_name(f"axis of net {self.net!r} in an exception", name, self.known_axes))
+        when = {name: _values(name, value) for name, value in given["when"].items()}
+        return {"when": when, "set": dict(given["set"])}
+
     def _role(self, role: str, chosen: str | None, candidates: tuple[str, ...]) -> str | None:
         if chosen is None:
             return next((name for name in candidates if name in self.varied), None)
@@ -161,9 +194,13 @@ class Grid:
 
     def to_dict(self) -> dict[str, Any]:
         """The grid as plain values; single values stand alone, a user's own net or data by name only."""
-        axes = {name: values[0] if len(values) == 1 else list(values) for name, values in self.axes.items()}
+        axes = {name: _single(values) for name, values in self.axes.items()}
         roles = {"load": self.load, "temperature": self.temperature}
-        return {"net": self.net, **axes, **{k: v for k, v in roles.items() if v}}
+        content = {"net": self.net, **axes, **{k: v for k, v in roles.items() if v}}
+        if self.exceptions:
+            shown = [{"when": {k: _single(v) for k, v in e["when"].items()}, "set": e["set"]} for e in self.exceptions]
+            content["exceptions"] = shown
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Grid:
@@ -172,7 +209,8 @@ class Grid:
             raise GridError("a grid must be a mapping of axis names to values, such as 'width: [2, 8, 32]'.")
         if not isinstance(content.get("net", "mlp"), str):
             raise GridError(f"'net' must be a registered name, found {content['net']!r}.")
-        return cls(**{key: _plain(key, value) for key, value in content.items()})
+        plain = {key: value if key == "exceptions" else _plain(key, value) for key, value in content.items()}
+        return cls(**plain)
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """The grid as YAML; also written to `path` if given."""
@@ -213,6 +251,10 @@ class Grid:
     def __repr__(self) -> str:
         inner = ", ".join(f"{k}={v!r}" for k, v in self.to_dict().items())
         return f"Grid({inner})  # {len(self)} models"
+
+
+def _single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _net_axes(net: str | Callable[..., nn.Module]) -> dict[str, Any]:

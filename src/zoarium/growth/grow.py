@@ -18,6 +18,7 @@ from zoarium._core.parallel import available_cores, check_backend, run_tasks
 from zoarium.growth.desk import PostRoom
 from zoarium.growth.grid import Grid
 from zoarium.growth.job import Grown, Job, parse_checkpoints
+from zoarium.growth.presets import Preset, preset
 from zoarium.zoo.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ COMMIT_EVERY_S = 2.0  # a finished program is part of the zoo at most this much 
 
 
 def grow(
-    grid: Grid | str | Callable[..., nn.Module],
+    grid: Grid | Preset | str | Callable[..., nn.Module],
     out: str | Path | None = None,
     *,
     backend: str = "local",
@@ -50,8 +51,9 @@ def grow(
 
     Parameters
     ----------
-    grid : Grid, str or callable
-        What to grow. A net's name or your own factory stands for ``Grid(net, **axes)``.
+    grid : Grid, Preset, str or callable
+        What to grow. A net's name or your own factory stands for ``Grid(net, **axes)``, a text such as
+        ``"preset:cifar10-resnet18"`` for a published zoo (see :func:`~zoarium.growth.presets.preset`).
     out : path, optional
         Folder of the zoo. One that is there already is resumed or extended: models it holds are kept, the others are
         grown. By default a temporary folder that goes with the returned object; ``zoo.save(path)`` keeps it.
@@ -101,22 +103,16 @@ def grow(
     >>> len(zoo), sorted(set(zoo.table["status"]))
     (4, ['trained'])
     """
-    from zoarium.data import load
-    from zoarium.train import data_key
-
+    if isinstance(grid, str) and grid.startswith("preset:"):
+        grid = preset(grid)
+    if isinstance(grid, Preset):
+        grid = grid.grid
     if not isinstance(grid, Grid):
         grid = Grid(grid, **axes)
     elif axes:
         raise GridError(f"give {', '.join(axes)} to the Grid, not to grow().")
     configs = grid.expand()
-    base = {name: grid.datasets.get(name) or load(name) for name in grid.axes["data"]}
-    data = {}
-    for config in configs:
-        key = data_key(config)
-        if key not in data:
-            data[key] = base[config.data].variant(
-                fraction=config.data_fraction, label_noise=config.label_noise, seed=config.data_seed
-            )
+    base, data = training_data(grid, configs)
     parse_checkpoints(checkpoints, 1)  # a mistake is said before the work starts
     check_backend(backend, address)
     if cores is not None and cores < 1:
@@ -139,6 +135,22 @@ def grow(
         if "planned" not in zoo.table["status"]:
             shutil.rmtree(zoo.path / "growing", ignore_errors=True)  # also what a kill left half-written there
     return zoo
+
+
+def training_data(grid: Grid, configs: Sequence[ModelConfig]) -> tuple[dict[str, Dataset], dict[tuple, Dataset]]:
+    """The data sets of a grid by name, and what each kind of model trains on by :func:`~zoarium.train.data_key`."""
+    from zoarium.data import load
+    from zoarium.train import data_key
+
+    base = {name: grid.datasets.get(name) or load(name) for name in dict.fromkeys(c.data for c in configs)}
+    data = {}
+    for config in configs:
+        key = data_key(config)
+        if key not in data:
+            data[key] = base[config.data].variant(
+                fraction=config.data_fraction, label_noise=config.label_noise, seed=config.data_seed
+            )
+    return base, data
 
 
 def _check_nets(grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset]) -> dict[str, int]:
@@ -167,7 +179,11 @@ def arch_of(config: ModelConfig, dataset: Dataset) -> str:
 
 
 def _programs(
-    grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset], memory: int | str, cores: int | None
+    grid: Grid,
+    configs: Sequence[ModelConfig],
+    data: Mapping[tuple, Dataset],
+    memory: int | str,
+    cores: int | None = None,
 ) -> list[Program]:
     """The plan: it depends on the models and the machine, never on the backend, the workers or what is done."""
     from zoarium.train import plan

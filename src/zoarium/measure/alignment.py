@@ -186,7 +186,7 @@ def activation_matching(
             f"activation matching needs the layer that shows each group; add taps for {sorted(missing)}."
         )
     pairs = torch.as_tensor(pairs, dtype=torch.long).reshape(-1, 2)
-    features = cohort.features(x.to(next(iter(cohort.params.values()))), list(set(spec.taps.values())))
+    features = cohort.features(cohort.inputs(x), list(set(spec.taps.values())))
     out: Permutations = {}
     for name, units in sizes.items():
         z = features[spec.taps[name]]  # (n, b, units, ...)

@@ -115,7 +115,7 @@ def cka(
         for rows in blocks:
             prepared: dict[str, list[Prepared]] = {layer: [] for layer in layers}
             for at, cohort in _within_memory(chosen, x, rows.stop - rows.start):
-                taken = cohort.features(x[rows].to(dtype_of(cohort)), list(layers))
+                taken = cohort.features(cohort.inputs(x[rows]), list(layers))
                 for layer in layers:
                     prepared[layer].append(sums[layer].prepare(taken.pop(layer).flatten(2), at))
             for layer in layers:
@@ -208,7 +208,7 @@ def _select(cohorts: Sequence[Cohort], models: Tensor) -> list[Cohort]:
 
 def _width(cohorts: Sequence[Cohort], layer: str, x: Tensor) -> float:
     """Features of a layer, the mean over models."""
-    widths = [c.select([0]).features(x[:1].to(dtype_of(c)), [layer])[layer].numel() for c in cohorts]
+    widths = [c.select([0]).features(c.inputs(x[:1]), [layer])[layer].numel() for c in cohorts]
     return float(np.average(widths, weights=[len(c) for c in cohorts]))
 
 

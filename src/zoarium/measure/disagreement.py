@@ -73,7 +73,8 @@ def disagreement(
         none = Estimates(np.full(len(pairs), np.nan), np.nan, 0, 0, [NO_CLASSES] * len(pairs))
         return dict.fromkeys(QUANTITIES, none)
     x = (data.test if split == "test" else data.train).x
-    out = [torch.cat([o for _, o in outputs_on(cohort, x)], 1) for cohort in cohorts if len(cohort)]  # (n, N, c) each
+    # (n, N, c) each; of sequences, tokens are the samples
+    out = [torch.cat([o for _, o in outputs_on(cohort, x)], 1).flatten(1, -2) for cohort in cohorts if len(cohort)]
     classes = {o.shape[2] for o in out}
     if len(classes) > 1:
         raise MeasureError(f"cannot compare predictions of nets with {sorted(classes)} classes; leave such pairs out.")

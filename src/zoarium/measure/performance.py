@@ -44,7 +44,7 @@ def activations(cohort: Cohort, x: Tensor) -> int:
 
     hooks = [m.register_forward_hook(count) for m in cohort.module.modules() if not list(m.children())]
     try:
-        cohort.select([0])(x[:1].to(dtype_of(cohort)))
+        cohort.select([0])(cohort.inputs(x[:1]))
     finally:
         for hook in hooks:
             hook.remove()
@@ -58,18 +58,17 @@ def dtype_of(cohort: Cohort) -> torch.dtype:
 
 
 def outputs_on(cohort: Cohort, x: Tensor, budget: int = BUDGET) -> Iterator[tuple[slice, Tensor]]:
-    """Outputs (n, b, c) of every model with the rows of `x` (N, ...) they belong to, in one stacked pass a piece.
+    """Outputs (n, b, ..., c) of every model with the rows of `x` (N, ...) they belong to, in one stacked pass a piece.
 
     A piece holds as many samples as keep the activations of all models within `budget` bytes (default 64 MB), and at
     least one.
     """
     if not len(cohort) or not len(x):
         return
-    dtype = dtype_of(cohort)
-    step = max(1, budget // (len(cohort) * activations(cohort, x) * dtype.itemsize))
+    step = max(1, budget // (len(cohort) * activations(cohort, x) * dtype_of(cohort).itemsize))
     for start in range(0, len(x), step):
         rows = slice(start, min(start + step, len(x)))
-        yield rows, cohort(x[rows].to(dtype)).flatten(2)
+        yield rows, cohort(cohort.inputs(x[rows]))
 
 
 @measure(
@@ -92,9 +91,10 @@ def performance(cohort: Cohort, data: Dataset, *, bins: int = 15) -> dict[str, E
     Returns
     -------
     dict of str to Estimates
-        ``train_loss``, ``test_loss``: mean negative log-likelihood in nats (regression: mean squared error), standard
-        error sd/√N. ``train_accuracy``, ``test_accuracy``, ``train_error``, ``test_error``: shares in [0, 1], binomial
-        standard error √(p(1-p)/N). ``generalization_gap``: train accuracy minus test accuracy, a share.
+        ``train_loss``, ``test_loss``: mean negative log-likelihood in nats (a token, for language; regression: mean
+        squared error), standard error sd/√N over samples. ``train_accuracy``, ``test_accuracy``, ``train_error``,
+        ``test_error``: shares in [0, 1], binomial standard error √(p(1-p)/N); for language, shares of tokens, sd/√N
+        over sequences. ``generalization_gap``: train accuracy minus test accuracy, a share.
         ``calibration_error``: expected calibration error on the test split, a share. What needs classes is NaN with a
         reason for regression; everything is for a model whose outputs are not finite.
 
@@ -138,15 +138,15 @@ def _scores(cohort: Cohort, split: Split, task: Task, bins: int) -> dict[str, Es
         y = split.y[rows]
         check_targets(out, y, task)
         if task == "regression":
-            losses.append((out.double() - targets(y)).square().mean(2))
+            losses.append((out.flatten(2).double() - targets(y)).square().mean(2))
             continue
         # Classes first: sums over few classes then run along long rows. In double precision, since a confident model's
         # loss is the small difference of large logits.
-        logits = out.movedim(2, 0).double().contiguous()  # (c, n, b)
+        logits = out.movedim(-1, 0).double().contiguous()  # (c, n, b) or, a prediction a token, (c, n, b, t)
         top, likeliest = logits.max(0)
         log_total = logits.logsumexp(0)
-        losses.append(log_total - logits.gather(0, y.expand(1, n, -1))[0])
-        right.append(likeliest == y)
+        losses.append(_a_sample(log_total - logits.gather(0, y.expand(1, n, *y.shape))[0]))
+        right.append((likeliest == y).double())
         confidence.append((top - log_total).exp())
     loss = torch.cat(losses, 1)  # (n, N)
     finite = loss.isfinite().all(1).numpy()
@@ -155,9 +155,13 @@ def _scores(cohort: Cohort, split: Split, task: Task, bins: int) -> dict[str, Es
     if task == "regression":
         none = Estimates(np.full(n, np.nan), np.nan, 0, 0, [r or NO_CLASSES for r in reason])
         return {**scores, "accuracy": none, "error": none, "calibration": none}
-    correct = torch.cat(right, 1).double()
-    accuracy = np.where(finite, correct.mean(1).numpy(), np.nan)
-    stderr = np.sqrt(accuracy * (1 - accuracy) / total)
+    correct = torch.cat(right, 1)
+    if task == "language":  # tokens of a sequence are no independent samples: the error is that over sequences
+        hits = _mean(_a_sample(correct), finite, reason)
+        accuracy, stderr = hits.value, hits.stderr
+    else:
+        accuracy = np.where(finite, correct.mean(1).numpy(), np.nan)
+        stderr = np.sqrt(accuracy * (1 - accuracy) / total)
     return {
         **scores,
         "accuracy": Estimates(accuracy, stderr, total, 0, reason),
@@ -166,13 +170,20 @@ def _scores(cohort: Cohort, split: Split, task: Task, bins: int) -> dict[str, Es
     }
 
 
+def _a_sample(values: Tensor) -> Tensor:
+    """Mean over the tokens of each sample, (n, b, ...) -> (n, b)."""
+    return values.flatten(2).mean(2) if values.dim() > 2 else values
+
+
 def _calibration(confidence: Tensor, correct: Tensor, bins: int, finite: np.ndarray, reason: list[str]) -> Estimates:
-    """Expected calibration error from confidences and hits, both (n, N)."""
+    """Expected calibration error from confidences and hits, both (n, N) or, for tokens, (n, N, t)."""
+    shape = confidence.shape
+    confidence, correct = confidence.flatten(1), correct.flatten(1)
     excess = confidence - correct
     where = ((confidence * bins).ceil().nan_to_num(1).long() - 1).clamp(0, bins - 1)
     per_bin = torch.zeros(len(excess), bins, dtype=excess.dtype).scatter_add_(1, where, excess.nan_to_num())
     # Σ_k |Σ_{i in k} e_i| / N is the mean of s_{k(i)} e_i, which also gives its standard error.
-    return _mean(excess * per_bin.sign().gather(1, where), finite, reason)
+    return _mean(_a_sample((excess * per_bin.sign().gather(1, where)).view(shape)), finite, reason)
 
 
 def _mean(samples: Tensor, finite: np.ndarray, reason: list[str]) -> Estimates:

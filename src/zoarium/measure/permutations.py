@@ -234,7 +234,7 @@ def _probe(cohort: Cohort) -> Tensor | None:
 
 
 def _check_same_function(before: Cohort, after: Cohort, x: Tensor) -> None:
-    x = x.to(next(iter(before.params.values())))
+    x = before.inputs(x)
     a, b = before(x).flatten(1).double(), after(x).flatten(1).double()  # (n, b c)
     change = (a - b).abs().amax(1) / a.abs().amax(1).clamp_min(1e-300)
     for name, value, finite in zip(before.ids, change.tolist(), a.isfinite().all(1).tolist(), strict=True):

@@ -29,6 +29,8 @@ MEASURES = Registry(
     "measure",
     modules=(
         "zoarium.measure.performance",
+        "zoarium.measure.perplexity",
+        "zoarium.measure.pde_error",
         "zoarium.measure.hessian",
         "zoarium.measure.connectivity",
         "zoarium.measure.barrier",

@@ -53,11 +53,20 @@ def check_net(module: nn.Module, dataset: Dataset) -> None:
     finally:
         for child, mode in modes.items():
             child.training = mode
-    wanted = (len(x), dataset.n_outputs)
+    rows = dataset.train.y[:2].shape if dataset.task == "language" else (len(x),)  # one prediction a token, or a sample
+    wanted = (*rows, dataset.n_outputs)
     if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
         found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        kind = "classes" if dataset.task == "classification" else "target columns"
+        kind = {"classification": "classes", "regression": "target columns", "language": "tokens"}[dataset.task]
         raise NetError(
             f"net {name} gives {found} for {len(x)} samples of {dataset.name!r}, whose {dataset.n_outputs} {kind} need "
             f"shape {wanted}; let its last layer have n_outputs={dataset.n_outputs} units."
         )
+
+
+def single_value_error(size: tuple[int, ...]) -> NetError:
+    """The error of batch norm that would train on one value a channel: one image that shrinks to one pixel."""
+    return NetError(
+        f"batch norm cannot train on a batch of one image of {size[-2]} x {size[-1]} pixels, which "
+        "shrinks to one pixel; set drop_last=True, or a batch_size of which no single sample is left over."
+    )

@@ -161,8 +161,8 @@ def gpt2(
 
     Notes
     -----
-    A net of sequences: its outputs have a row a token, so a classification data set of one label a sample, which is
-    what `zoarium.grow` trains on, does not fit it and says so. Attention costs t² a head and sequence.
+    Its outputs have a row a token: it trains on language data, whose targets are the next tokens. Attention costs t² a
+    head and sequence.
 
     Examples
     --------

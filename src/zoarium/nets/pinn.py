@@ -18,39 +18,27 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from zoarium._core.errors import NetError
-from zoarium.data.convection import PERIOD
+from zoarium.data.convection import PERIOD, ROW
 from zoarium.nets.mlp import check_sizes
+from zoarium.nets.physics import ConvectionRows, PeriodicInputs
 from zoarium.nets.registry import net
 from zoarium.nets.stacked import StackedNet, Tensors
 
 Periodicity = Literal["soft", "hard"]
 
 
-class PeriodicInputs(nn.Module):
-    """(x, t) -> (cos x, sin x, ..., cos kx, sin kx, t): whatever follows repeats in x every 2π."""
-
-    def __init__(self, harmonics: int) -> None:
-        super().__init__()
-        self.harmonics = harmonics
-
-    def forward(self, points: Tensor) -> Tensor:
-        """(b, 2) -> (b, 2 harmonics + 1)."""
-        x, t = points[..., :1], points[..., 1:]
-        angles = torch.cat([k * x for k in range(1, self.harmonics + 1)], dim=-1)  # (b, k)
-        return torch.cat([angles.cos(), angles.sin(), t], dim=-1)
-
-
 @net("pinn_mlp", reference="Raissi et al. 2019; Krishnapriyan et al. 2021 (arXiv 2109.01050)")
 def pinn_mlp(
     in_shape: tuple[int, ...] = (2,), n_outputs: int = 1, *, width: int = 50, depth: int = 4,
     periodic: Periodicity = "soft", harmonics: int = 1,
-) -> nn.Sequential:  # fmt: skip
+) -> nn.Module:  # fmt: skip
     """Tanh network (x, t) -> u, twice differentiable in its inputs, PyTorch's default initialisation.
 
     Parameters
     ----------
-    in_shape : (2,)
-        Position and time.
+    in_shape : (2,) or (5,)
+        Position and time; or the rows of the data "convection_pinn", to which the net answers as
+        :class:`~zoarium.nets.physics.ConvectionRows` says: then it trains on the equation.
     n_outputs : int, default 1
         Values at a point; convection has one.
     width : int, default 50
@@ -65,13 +53,13 @@ def pinn_mlp(
 
     Returns
     -------
-    torch.nn.Sequential
-        Layers ``(periodic,) fc1, act1, ..., out``.
+    torch.nn.Module
+        A Sequential of layers ``(periodic,) fc1, act1, ..., out``; for rows, a module with this Sequential as ``u``.
 
     Raises
     ------
     NetError
-        If inputs are not two numbers, a size is not positive, or `periodic` is unknown.
+        If inputs are neither points nor rows, a size is not positive, or `periodic` is unknown.
 
     See Also
     --------
@@ -85,10 +73,10 @@ def pinn_mlp(
     True
     """
     check_sizes("pinn_mlp", width=width, depth=depth, harmonics=harmonics, n_outputs=n_outputs)
-    if tuple(in_shape) != (2,):
+    if tuple(in_shape) not in ((2,), (ROW,)):
         raise NetError(
             f"net 'pinn_mlp' needs points (x, t), shape (2,), but inputs have shape {tuple(in_shape)}; use the data "
-            "'convection', or choose net='mlp'."
+            "'convection' or 'convection_pinn', or choose net='mlp'."
         )
     if periodic not in ("soft", "hard"):
         raise NetError(f"net 'pinn_mlp': periodic must be 'soft' or 'hard', found {periodic!r}.")
@@ -102,7 +90,8 @@ def pinn_mlp(
         layers[f"act{index}"] = nn.Tanh()
         size = width
     layers["out"] = nn.Linear(size, n_outputs)
-    return nn.Sequential(layers)
+    u = nn.Sequential(layers)
+    return ConvectionRows(u) if tuple(in_shape) == (ROW,) else u
 
 
 def convection_residual(net: StackedNet, params: Tensors, points: Tensor, beta: float | Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def build(
 ) -> nn.Module:
     """Build a module; its initial weights depend on `seed` and the architecture only.
 
-    The global random state of torch is left as it was.
+    The global random state of torch is left as it was. The module remembers how it was made: ``module.rebuild(seed=1)``
+    is the same net with other initial weights.
     """
     factory = factory_of(net)
     accepted = inspect.signature(factory).parameters
@@ -49,9 +51,12 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream("init", seed))
         try:
-            return factory(**given, **params)
+            module = factory(**given, **params)
         except (TypeError, ValueError) as error:
             name = net if isinstance(net, str) else getattr(net, "__name__", repr(net))
             raise NetError(
                 f"net {name!r} cannot be built with {dict(params)} on inputs {in_shape}: {error}."
             ) from error
+    if isinstance(module, nn.Module):
+        module.rebuild = partial(build, net, dict(params), in_shape=in_shape, n_outputs=n_outputs)  # type: ignore
+    return module

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from zoarium._core.errors import NetError
+from zoarium.nets.check import single_value_error
 from zoarium.nets.mlp import check_sizes
 from zoarium.nets.registry import net
 
@@ -174,8 +175,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, channels, height, width) -> outputs (b, c)."""
-        if self.training and len(x) == 1:
-            self._check_one(x)
+        if self.training:
+            check_batch(x, len(self.stages) - 1 + (2 if self.maxpool is not None else 0))
         h = self.relu(self.bn1(self.conv1(x)))
         if self.maxpool is not None:
             h = self.maxpool(h)
@@ -183,14 +184,15 @@ class ResNet(nn.Module):
             h = self.get_submodule(stage)(h)
         return self.fc(self.avgpool(h).flatten(1))
 
-    def _check_one(self, x: Tensor) -> None:
-        """Batch norm trains on no single value a channel: say so before it does."""
-        halvings = len(self.stages) - 1 + (2 if self.maxpool is not None else 0)
-        if max(x.shape[-2:]) <= 2**halvings:
-            raise NetError(
-                f"batch norm cannot train on a batch of one image of {x.shape[-2]} x {x.shape[-1]} pixels, which "
-                "shrinks to one pixel; set drop_last=True, or a batch_size of which no single sample is left over."
-            )
+
+def check_batch(x: Tensor, halvings: int) -> None:
+    """Batch norm trains on no single value a channel: say so before it does."""
+    if len(x) == 1 and max(x.shape[-2:]) <= 2**halvings:
+        raise single_value_error(x.shape)
+
+
+check_batch.checks_only = True  # a symbolic trace may leave it out
+fx.wrap("check_batch")
 
 
 def _imagenet_family(

@@ -4,7 +4,7 @@
 ``(n, b, c)``, differentiably (twice, for Hessian-vector products). There are four routes, each named by `kind`:
 
 - "bmm": linear layers and pointwise activations in a row, as one batched matrix product a layer;
-- "grouped": convolutions, pooling and batch norm in a row, as one grouped convolution a layer (`zoarium.nets.grouped`);
+- "grouped": convolutions, pooling, batch norm and sums, as one grouped convolution a layer (`zoarium.nets.grouped`);
 - "vmap": any other module `torch.func.vmap` can take;
 - "loop": the rest, model by model, with the reason vmap gave.
 """
@@ -321,15 +321,19 @@ def stack(module: nn.Module, example: Tensor | None = None) -> StackedNet:
     >>> net.kind, tuple(net(params, torch.ones(7, 4)).shape)
     ('bmm', (5, 7, 2))
     """
-    from zoarium.nets.grouped import ConvChainNet, conv_chain_of
+    from zoarium.nets.convgraph import Untraceable, conv_graph
+    from zoarium.nets.grouped import ConvGraphNet
 
     links = chain_of(module)
     if links is not None:
         return ChainNet(module, links)
-    convolutions = conv_chain_of(module)
-    if convolutions is not None:
-        return ConvChainNet(module, convolutions)
-    net = VmapNet(module, "vmap over the module's own forward")
+    why = ""
+    if any(isinstance(child, nn.Conv2d) for child in module.modules()):
+        try:
+            return ConvGraphNet(module, conv_graph(module))
+        except Untraceable as reason:
+            why = f": {reason}"
+    net = VmapNet(module, f"vmap over the module's own forward{why}")
     if example is not None:
         _try(net, example)
     return net

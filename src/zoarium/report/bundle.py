@@ -10,31 +10,18 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 from zoarium._core.errors import ZoariumError
 from zoarium._core.files import write_bytes
+from zoarium._core.places import cache_folder
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def _file_name() -> str:
     return f"vega-embed-{importlib.metadata.version('vl-convert-python')}.js"
-
-
-def cache_folder() -> Path:
-    """Where the bundle is kept: ``$ZOARIUM_CACHE``, else ``zoarium`` in the platform's folder for caches."""
-    if os.environ.get("ZOARIUM_CACHE"):
-        return Path(os.environ["ZOARIUM_CACHE"])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return Path(base or Path.home() / "AppData" / "Local") / "zoarium"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "zoarium"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoarium"
 
 
 @functools.cache

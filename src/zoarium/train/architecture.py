@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from zoarium._core.digest import canonical
-from zoarium.data.dataset import Dataset
+from zoarium.data.dataset import Dataset, Task
 from zoarium.nets import StackedNet, build, stack
 from zoarium.nets.check import check_net
 from zoarium.nets.registry import Factory
 from zoarium.nets.stacked import ChainNet
+from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, chain
+from zoarium.train.routes import Found, find, why_autograd
 from zoarium.zoo.config import ModelConfig
 
-Route = Literal["chain", "vmap", "loop"]
+Route = Literal["chain", "conv", "vmap", "loop"]
 DataKey = tuple[str, float, float, int]
 
 
@@ -42,6 +44,8 @@ class Architecture:
         The stacked form.
     chain : Chain or None
         Set on the "chain" route.
+    found : Found or None
+        A stack with a backward pass of its own (`zoarium.train.routes`).
     batch_statistics : bool
         Whether a sample's gradient depends on its batch (batch norm) or on chance (dropout): then micro-batches are not
         exchangeable and a program holds one batch size.
@@ -59,11 +63,20 @@ class Architecture:
     batch_statistics: bool
     work: float
     inputs: int
+    found: Found | None = None
 
     @property
     def size(self) -> int:
         """Parameters p."""
         return self.net.layout.size
+
+    def stack(
+        self, n: int, task: Task, smoothing: Sequence[float], dtype: torch.dtype, device: torch.device | str
+    ) -> AutogradStack:
+        """N models of this architecture, unless it is a chain."""
+        if self.found is not None:
+            return self.found.stack(n, task, smoothing, dtype, device)
+        return AutogradStack(self.net, n, task, smoothing, dtype, device)
 
 
 def describe(config: ModelConfig, dataset: Dataset, factory: Factory | None = None) -> Architecture:
@@ -89,8 +102,12 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
     x = dataset.train.x[:2]
     x = x.to(next(iter(params.values())).dtype) if x.is_floating_point() else x
     net = stack(module.train(), example=x)
-    route: Route = "loop" if net.kind == "loop" else "vmap"
-    return Architecture(module, net, None, route, net.reason, _mixes(module), _work(module, x), inputs)
+    if (found := find(net, dataset)) is not None:
+        route, reason = cast("Route", found.route), found.reason
+        return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs, found)
+    route = "loop" if net.kind == "loop" else "vmap"
+    reason = net.reason + why_autograd(net, dataset)
+    return Architecture(module, net, None, route, reason, _mixes(module), _work(module, x), inputs)
 
 
 def build_model(config: ModelConfig, dataset: Dataset, factory: Factory | None = None) -> nn.Module:

@@ -25,7 +25,7 @@ class AutogradStack:
         The architecture.
     n : int
         Number of models.
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "language"}
     smoothing : sequence of float
         Label smoothing of each model.
     """
@@ -82,7 +82,7 @@ class AutogradStack:
         x, y = batch
         with torch.enable_grad():
             self.net.module.train()
-            out = self.net(self.named, x, self.buffers, per_model=True)  # (n, b, c)
+            out = self.net(self.named, x, self.buffers, per_model=True)  # (n, b, c), for tokens (n, b, t, c)
             loss = self._loss(out, y)
             grads = torch.autograd.grad(loss, list(self.named.values()), allow_unused=True)
         for total, grad in zip(self.grads, grads, strict=True):
@@ -94,8 +94,9 @@ class AutogradStack:
             return (out - y).square().mean(-1).sum()
         log_p = F.log_softmax(out, dim=-1)
         right = log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        smooth = self.smoothing.unsqueeze(1)  # (n, 1)
-        return -((1 - smooth) * right + smooth * log_p.mean(-1)).sum()
+        smooth = self.smoothing.view(-1, *[1] * (y.dim() - 1))
+        per_sample = y[0, 0].numel()  # tokens of a sequence: its loss is their mean
+        return -((1 - smooth) * right + smooth * log_p.mean(-1)).sum() / per_sample
 
     def evaluate(self, split: Split, rows: slice) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy of a contiguous slice of models on prepared samples, each (k,)."""
@@ -108,6 +109,10 @@ class AutogradStack:
         with torch.no_grad():
             for s in range(0, len(x), chunk):
                 out = self.net(params, x[s : s + chunk], buffers)
-                here, right = score(out.transpose(1, 2).contiguous(), y[s : s + chunk], self.task)
+                target = y[s : s + chunk]
+                if self.task == "language":
+                    out, target = out.flatten(1, 2), target.flatten()
+                here, right = score(out.transpose(1, 2).contiguous(), target, self.task)
                 loss, hit = loss + here, hit + right
-        return loss / len(x), hit / len(x)
+        count = y.numel() if self.task == "language" else len(y)
+        return loss / count, hit / count

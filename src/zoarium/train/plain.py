@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from zoarium.data.dataset import Dataset, Split
 from zoarium.nets.registry import Factory
 from zoarium.train.architecture import build_model
+from zoarium.train.augment import Augmentation
 from zoarium.train.timetable import order, total_epochs, total_steps
 from zoarium.zoo.config import ModelConfig, Training
 
@@ -60,15 +61,26 @@ def train_one_plainly(
             table.setdefault(name, []).append(value)
 
     epochs = total_epochs(training, len(x))
+    augmentation = None if training.augment == "none" else Augmentation(training.augment, [config.seed], [x])
     if history == "every":
         note(0)
     for epoch in range(epochs):
         module.train()
-        for rows in order(config.seed, epoch, len(x)).split(training.batch_size):
+        seen = order(config.seed, epoch, len(x))
+        drawn = augmentation.draw(epoch, len(x))[0] if augmentation else None
+        for start in range(0, len(x), training.batch_size):
+            rows = seen[start : start + training.batch_size]
             if done == steps or (training.drop_last and len(rows) < training.batch_size):
                 break
             optimizer.zero_grad()
-            _loss(module(x[rows]), y[rows], training.label_smoothing).backward()
+            micro = training.micro_batch or len(rows)  # what batch norm sees at a time
+            for at in range(0, len(rows), micro):
+                part = rows[at : at + micro]
+                inputs = x[part]
+                if augmentation is not None and drawn is not None:
+                    inputs = augmentation(inputs, drawn[start + at : start + at + len(part)])
+                loss = _loss(module(inputs), y[part], training.label_smoothing)
+                (loss * (len(part) / len(rows))).backward()
             if training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm)
             optimizer.step()
@@ -87,7 +99,9 @@ def _typed(split: Split, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _loss(out: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    return F.mse_loss(out, y) if y.is_floating_point() else F.cross_entropy(out, y, label_smoothing=smoothing)
+    if y.is_floating_point():
+        return F.mse_loss(out, y)
+    return F.cross_entropy(out.flatten(0, -2), y.flatten(), label_smoothing=smoothing)  # tokens are classes, one each
 
 
 def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -127,5 +141,5 @@ def _evaluate(module: nn.Module, dataset: Dataset, dtype: torch.dtype) -> tuple[
             x, y = _typed(split, dtype)
             out = module(x)
             values.append(_loss(out, y).item())
-            values.append(math.nan if y.is_floating_point() else (out.argmax(1) == y).double().mean().item())
+            values.append(math.nan if y.is_floating_point() else (out.argmax(-1) == y).double().mean().item())
     return tuple(values)

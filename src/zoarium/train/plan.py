@@ -22,6 +22,7 @@ from zoarium._core.errors import DataError, GridError
 from zoarium.data.dataset import Dataset
 from zoarium.nets.registry import Factory
 from zoarium.train.architecture import Architecture, DataKey, Route, architecture_key, data_key, describe
+from zoarium.train.augment import check_augment
 from zoarium.train.cost import CACHE, autograd_bytes, autograd_seconds, chain_bytes, chain_seconds
 from zoarium.train.optimisers import OPTIMISERS
 from zoarium.train.timetable import total_epochs
@@ -38,8 +39,9 @@ class Program:
         Their places in the list of configurations, in the order of the stack.
     key : str
         A digest of their ids: the same for the same models on every run.
-    route : {"chain", "vmap", "loop"}
-        Hand-written products, autograd over a stacked forward pass, or one model after the other.
+    route : {"chain", "conv", "vmap", "loop"}
+        Hand-written products, hand-written convolutions, autograd over a stacked forward pass, or one model after the
+        other.
     reason : str
         Why they run together and this way, in words.
     cost : float
@@ -144,11 +146,13 @@ def _families(
         if key not in known:
             known[key] = describe(config, dataset, factory)
         one = known[key]
-        rule = (training.optimizer, training.nesterov if training.optimizer == "sgd" else None, training.drop_last)
+        check_augment(training.augment, dataset.in_shape, dataset.name)
+        nesterov = training.nesterov if training.optimizer == "sgd" else None
+        rule = (training.optimizer, nesterov, training.drop_last, training.augment)
         length = (
             ("epochs", training.epochs) if training.steps is None else ("steps", training.steps, training.batch_size)
         )
-        batch = training.batch_size if one.batch_statistics else None
+        batch = (training.batch_size, training.micro_batch) if one.batch_statistics else None
         shape = one.chain.family if one.chain else key
         family = (one.route, shape, dataset.task, dataset.n_outputs, count, rule, length, batch)
         families.setdefault(family, []).append(_Item(row, config, one, count, config.id))
@@ -226,6 +230,8 @@ def _seconds(items: Sequence[_Item]) -> float:
             epoch = scale * chain_seconds(sizes, batches, share, micro, first.samples, _slots(first))
         else:
             epoch = chain_seconds(sizes, batches, counts, micro, first.samples, _slots(first))
+    elif one.found:
+        epoch = one.found.seconds(sum(counts), micro, first.samples)
     else:
         tensors = len(one.net.layout.shapes)
         epoch = autograd_seconds(
@@ -240,6 +246,8 @@ def _bytes(items: Sequence[_Item], dtype: torch.dtype) -> int:
     one, item = first.architecture, dtype.itemsize
     if one.chain:
         return chain_bytes(sizes, len(items), micro, first.samples, _slots(first), item)
+    if one.found:
+        return one.found.bytes(len(items), micro, first.samples, item)
     return autograd_bytes(one.work, one.size, len(items), micro, first.samples, one.inputs, item)
 
 
@@ -253,6 +261,8 @@ def _program(items: Sequence[_Item], dtype: torch.dtype) -> Program:
         words.append(f"{low} to {high} hidden units padded to {sum(sizes[1:-1])}")
     if len(batches) > 1:
         words.append(f"batches {batches[0]} to {batches[-1]} in micro-steps of {micro}")
+    if first.found:
+        words.append(first.found.words(len(ordered), min(micro, ordered[0].samples)))
     key = settings_hash([item.id for item in ordered], 16)
     return Program(
         tuple(item.row for item in ordered),

@@ -13,6 +13,7 @@ from zoarium._core.errors import StoreError
 from zoarium._core.seeds import stream
 from zoarium.data.dataset import Dataset, Split
 from zoarium.train.architecture import Architecture, DataKey
+from zoarium.train.augment import Augmentation
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Chain, ChainStack
 from zoarium.train.optimisers import OPTIMISERS
@@ -56,11 +57,13 @@ class Run:
         self.stack: ChainStack | AutogradStack = (
             ChainStack(_chains(chains), which, first.task, smoothing, dtype, device)
             if len(chains) == len(architectures)
-            else AutogradStack(architectures[0].net, self.n, first.task, smoothing, dtype, device)
+            else architectures[0].stack(self.n, first.task, smoothing, dtype, device)
         )
         keys = sorted(set(streams))
         self._pool(data, keys, dtype)
         self.base = torch.tensor([self.offset[key] for key in streams])
+        augment, images = trainings[0].augment, [data[key].train.x for key in keys]
+        self.augmentation = None if augment == "none" else Augmentation(augment, seeds, images)
         self.tests = [self._prepared(data[key].test, dtype) for key in keys]
         self.splits = _runs([keys.index(key) for key in streams])  # slices of models that share their data
         self.optimiser = OPTIMISERS[trainings[0].optimizer](
@@ -102,6 +105,7 @@ class Run:
         micro, last = timetable.micro, timetable.micro_steps(epoch)
         whole = min(last, timetable.count // micro)
         index = where[:, : whole * micro].unflatten(1, (whole, micro)).transpose(0, 1) if whole else None
+        drawn = self.augmentation.draw(epoch, timetable.count) if self.augmentation else None  # (n, N, 4)
         row_bytes = self.x[0].numel() * self.x.element_size() * self.n * micro
         chunk = max(1, GATHER // row_bytes)
         with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=isinstance(stack, AutogradStack)):
@@ -111,16 +115,24 @@ class Run:
                 assert index is not None
                 batches = stack.gather(self.x, self.y, index[start : min(start + chunk, whole)])
                 for m, batch in enumerate(batches, start):
+                    self._augment(batch, drawn, m * micro)
                     accumulate(batch)
                     if due[m]:
                         step(m)
             if last > whole:  # the incomplete micro-batch at the end
                 (batch,) = stack.gather(self.x, self.y, where[:, whole * micro :].unsqueeze(0))
+                self._augment(batch, drawn, whole * micro)
                 accumulate(batch)
                 step(whole)
             if timetable.trainings[0].drop_last:
                 for grad in stack.grads:  # batches left incomplete are forgotten
                     grad.zero_()
+
+    def _augment(self, batch: tuple[Tensor, ...], drawn: Tensor | None, start: int) -> None:
+        """Replace the images of a micro-batch by the views drawn for the samples of the epoch from `start` on."""
+        if self.augmentation is not None and drawn is not None:
+            images = self.augmentation.images(batch[0])  # (n, b, channels, height, width)
+            images.copy_(self.augmentation(images, drawn[:, start : start + images.shape[1]]))
 
     def finite(self) -> Tensor:
         """Which models hold only finite weights, (n,)."""

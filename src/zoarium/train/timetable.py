@@ -73,8 +73,9 @@ class Timetable:
 
     @cached_property
     def micro(self) -> int:
-        """Samples in a micro-batch: the greatest common divisor of the batch sizes."""
-        return int(np.gcd.reduce(self.batches))
+        """Samples in a micro-batch: the greatest common divisor of the batch sizes (and of `micro_batch`)."""
+        wanted = [t.micro_batch for t in self.trainings if t.micro_batch]
+        return int(np.gcd.reduce([*self.batches, *wanted]))
 
     @cached_property
     def every(self) -> np.ndarray:

@@ -69,6 +69,11 @@ class Cohort:
         """All parameters as one (n, p) matrix (a copy)."""
         return self.layout.flatten(self.params)
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """Inputs in the type of the parameters; whole numbers, such as tokens, stay as they are."""
+        like = next(iter(self.params.values()))
+        return x.to(like) if x.is_floating_point() else x.to(like.device)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs (n, b, ...) on one batch (b, ...), without gradients."""
         with torch.no_grad():

@@ -35,6 +35,22 @@ class Training(BaseModel):
     step_factor: float = Field(default=0.1, gt=0, description="step: what lr is multiplied by there")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     drop_last: bool = Field(default=False, description="leave out an incomplete last batch of an epoch")
+    augment: Literal["none", "flip", "crop_flip", "crop_flip_rotate"] = Field(
+        default="none", description="images: mirror, shift by up to an eighth, rotate by up to 20 degrees"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="batch norm sees so many samples of a batch at a time; a divisor of batch_size"
+    )
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Training:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        return self
+
+
+# Fields that came later are left out of a model's id at these values, so that the ids of older zoos stay.
+LATER = {"augment": "none", "micro_batch": None}
 
 
 class ModelConfig(BaseModel):
@@ -47,23 +63,32 @@ class ModelConfig(BaseModel):
     data: str = "digits"
     data_fraction: float = Field(default=1.0, gt=0, le=1, description="share of the training data used")
     label_noise: float = Field(default=0.0, ge=0, le=1, description="share of training labels made wrong")
+    data_params: dict[str, Any] = Field(
+        default_factory=dict, description="parameters of the data that are axes; `data` names them too"
+    )
     data_seed: int = Field(default=0, description="draws the fraction and the noise")
     seed: int = Field(default=0, description="draws initial weights and data order")
     training: Training = Field(default_factory=Training)
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> ModelConfig:
-        clash = set(self.net_params) & (set(Training.model_fields) | set(ModelConfig.model_fields))
-        if clash:
+        taken = set(Training.model_fields) | set(ModelConfig.model_fields)
+        if clash := set(self.net_params) & taken:
             raise ValueError(f"net {self.net!r} has a parameter named like an axis of training: {sorted(clash)}")
+        if clash := set(self.data_params) & (taken | set(self.net_params)):
+            raise ValueError(f"data {self.data!r} has a parameter named like another axis: {sorted(clash)}")
         return self
 
     @cached_property
     def id(self) -> str:
         """Name of the net and a digest of everything that decides the trained weights."""
-        return f"{self.net}-{settings_hash(self.model_dump(mode='json'), 10)}"
+        facts = self.model_dump(mode="json", exclude={"data_params"})
+        for name, default in LATER.items():
+            if facts["training"][name] == default:
+                del facts["training"][name]
+        return f"{self.net}-{settings_hash(facts, 10)}"
 
     def columns(self) -> dict[str, Any]:
         """The configuration as one flat row of a table."""
-        top = self.model_dump(exclude={"net_params", "training"})
-        return {**top, **self.net_params, **self.training.model_dump()}
+        top = self.model_dump(exclude={"net_params", "training", "data_params"})
+        return {**top, **self.data_params, **self.net_params, **self.training.model_dump()}

@@ -51,7 +51,7 @@ class DataInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fingerprint: str = Field(pattern=r"^[A-Za-z0-9]{1,128}$")
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "language"]
     n_outputs: int = Field(ge=1)
     in_shape: tuple[int, ...]
     n_train: int = Field(ge=0)

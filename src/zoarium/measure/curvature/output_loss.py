@@ -22,15 +22,20 @@ Curvature = Literal["hessian", "ggn"]
 
 
 def check_targets(outputs: Tensor, y: Tensor, task: Task) -> None:
-    """Raise where targets `y` do not fit outputs (..., b, c)."""
-    if task == "classification":
+    """Raise where targets `y` do not fit outputs (n, b, c), or (n, b, t, c) for tokens."""
+    if task != "regression":
+        if outputs.shape[2:-1] != y.shape[1:]:
+            raise MeasureError(
+                f"the nets give outputs of shape {tuple(outputs.shape[1:])} for targets of shape {tuple(y.shape)}; "
+                "measure them on the data they were trained on."
+            )
         classes = int(y.max()) + 1
         if classes > outputs.shape[-1]:
             raise MeasureError(
                 f"the data have classes up to {classes - 1} but the nets have {outputs.shape[-1]} outputs; "
                 "measure them on the data they were trained on."
             )
-    elif targets(y).shape[-1] != outputs.shape[-1]:
+    elif targets(y).shape[-1] != outputs.flatten(2).shape[-1]:
         raise MeasureError(
             f"the targets have {targets(y).shape[-1]} numbers but the nets have {outputs.shape[-1]} outputs; "
             "measure them on the data they were trained on."
@@ -42,8 +47,16 @@ def targets(y: Tensor) -> Tensor:
     return y.flatten(1) if y.ndim > 1 else y.unsqueeze(1)
 
 
+def predictions(outputs: Tensor, y: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Outputs (n, B, c) and targets (B, ...) of single predictions: the tokens of sequences stand one after another."""
+    return (outputs.flatten(1, 2), y.flatten()) if task == "language" else (outputs, y)
+
+
 def loss_of(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
-    """Loss of each sample, (n, b), of outputs (n, b, c)."""
+    """Loss of each sample, (n, b), of outputs (n, b, c); the mean over its tokens, of outputs (n, b, t, c)."""
+    if task == "language":
+        flat, tokens = predictions(outputs, y, task)
+        return loss_of(flat, tokens, "classification").view(len(outputs), *y.shape).mean(2)
     if task == "classification":
         n, b, c = outputs.shape
         return functional.cross_entropy(outputs.reshape(n * b, c), y.repeat(n), reduction="none").view(n, b)
@@ -59,7 +72,8 @@ class OutputLoss:
         (n, c, b): classes before samples, so that sums over few classes run along long rows.
     y : Tensor
         Classes (b,) or regression targets (b, c).
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "language"}
+        For language, each token is a sample: see :func:`predictions`.
     scale : float
         Usually 1 / N, for a mean over N samples.
 
@@ -72,7 +86,7 @@ class OutputLoss:
     def __init__(self, outputs: Tensor, y: Tensor, task: Task, scale: float) -> None:
         self.task = task
         self.scale = scale
-        if task == "classification":
+        if task != "regression":
             # A confident model has 1 - p of its class near rounding; float64 keeps what little curvature is left.
             p = outputs.double().softmax(1)
             gradient = p.scatter_add(1, y.expand(len(p), 1, -1), -torch.ones_like(p[:, :1]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoarium.data.dataset import Task
 from zoarium.measure.curvature.chain_products import ChainProducts
-from zoarium.measure.curvature.output_loss import Curvature, OutputLoss, loss_of
+from zoarium.measure.curvature.output_loss import Curvature, OutputLoss, loss_of, predictions
 from zoarium.nets.stacked import ChainNet
 from zoarium.zoo.cohort import Cohort
 
@@ -58,7 +58,7 @@ def products_of(
         n models of p parameters.
     x, y : Tensor
         Samples (b, ...) and their classes (b,) or regression targets (b, c).
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "language"}
     curvature : {"hessian", "ggn"}, default "hessian"
     batch : int, optional
         Samples held in memory at a time; default all.
@@ -129,8 +129,14 @@ class AutogradProducts:
             # Jv is the derivative of Jᵀu in u, so one kept graph gives both directions.
             u = torch.zeros_like(f, requires_grad=True)
             (pulled,) = torch.autograd.grad(f, flat, u, create_graph=True)
-        loss_at_f = OutputLoss(f.detach().mT, y, self._task, scale)
-        return lambda v: _pull(f, flat, loss_at_f.hessian_product(_pull(pulled, u, v).mT).mT)
+        rows, each = predictions(f.detach(), y, self._task)  # (n, B, c)
+        loss_at_f = OutputLoss(rows.mT, each, self._task, scale * len(y) / len(each))
+
+        def product(v: Tensor) -> Tensor:
+            along = _pull(pulled, u, v).view_as(rows).mT  # J v
+            return _pull(f, flat, loss_at_f.hessian_product(along).mT.reshape_as(f))
+
+        return product
 
 
 def _pull(outputs: Tensor, inputs: Tensor, v: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ class CurvatureTask:
         self.cohort = cohort
         self.task: Task = data.task
         self.curvature: Curvature = curvature
-        self.x = part.x.to(dtype) if part.x.is_floating_point() else part.x
-        self.y = part.y if data.task == "classification" else part.y.to(dtype)
-        outputs = self._one_output() if len(cohort) else self.x.new_zeros(1, 1, data.n_outputs)
-        if outputs.ndim != 3:
+        self.x = cohort.inputs(part.x)
+        self.y = part.y.to(dtype) if data.task == "regression" else part.y
+        outputs = self._one_output() if len(cohort) else torch.zeros(1, *self.y[:1].shape, data.n_outputs)
+        if outputs.ndim != 3 + (data.task == "language"):
             raise MeasureError(
                 f"Hessian measures need one row of outputs a sample, found outputs of shape {tuple(outputs.shape[1:])} "
                 "for one sample; measure a net that returns (batch, outputs)."

@@ -120,7 +120,7 @@ class Curves:
         for t in ts.tolist():
             models = self.evaluate(t)
             if has_batchnorm(models):
-                models = reestimate_batchnorm(models, data.train.x.to(self.control.dtype), batch_size=STATISTICS_BATCH)
+                models = reestimate_batchnorm(models, models.inputs(data.train.x), batch_size=STATISTICS_BATCH)
             loss, error = sample_losses(models, chosen, data.task)
             losses.append(loss)
             errors.append(error)

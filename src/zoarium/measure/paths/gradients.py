@@ -30,8 +30,8 @@ class GradientProgram:
         self.task = data.task
         self.dtype = next(iter(cohort.params.values())).dtype
         y = data.train.y
-        self.x = data.train.x.to(self.dtype)
-        self.y = y if data.task == "classification" else y.reshape(len(y), -1).to(self.dtype)
+        self.x = cohort.inputs(data.train.x)
+        self.y = y.reshape(len(y), -1).to(self.dtype) if data.task == "regression" else y
         self.net: StackedNet = stack(_training_form(cohort.module))
         self.buffers = {k: v.clone() for k, v in cohort.buffers.items()}
 
@@ -56,11 +56,12 @@ class GradientProgram:
         x, y = self.batch_x[start:stop], self.batch_y[start:stop]
         leaf = self.phi[0].detach().requires_grad_()
         with torch.enable_grad():
-            out = self.net(self.layout.views(leaf), x, self.buffers)  # (m, b, c)
-            if self.task == "classification":
-                loss = F.cross_entropy(out.flatten(0, 1), y.repeat(len(out)), reduction="sum") / len(x)
-            else:
+            out = self.net(self.layout.views(leaf), x, self.buffers)  # (m, b, c), for tokens (m, b, t, c)
+            if self.task == "regression":
                 loss = (out.flatten(2) - y).square().mean((1, 2)).sum()
+            else:
+                target = y.flatten().repeat(len(out))  # every token is a prediction of its own
+                loss = F.cross_entropy(out.flatten(0, -2), target, reduction="sum") / y.numel()
             (found,) = torch.autograd.grad(loss, leaf)
         self.grad[0].copy_(found)
 

@@ -23,15 +23,17 @@ CACHED = 1 << 19  # numbers of one layer's activations that evaluation keeps at 
 def sample_losses(cohort: Cohort, split: Split, task: str) -> tuple[Tensor, Tensor]:
     """Loss and error in percentage points of every sample, (n, N) each, in the type of the weights.
 
-    Cross-entropy and 0 or 100 for classes; mean squared error and 100 e²/σ² (mean 100 (1 - R²)) for regression.
+    Cross-entropy and 0 or 100 for classes (for language, their mean over the tokens of a sequence); mean squared error
+    and 100 e²/σ² (mean 100 (1 - R²)) for regression.
     """
-    x = split.x.to(next(iter(cohort.params.values())).dtype)
+    x = cohort.inputs(split.x)
     chain = SharedChain.of(cohort.net, x)
     if chain is not None:
         x = with_ones(x)
         weights = chain.views(chain.pack(cohort.params))
-    target = split.y.reshape(len(split), -1).t().to(x)  # (k, N)
-    variance = target.var(1, correction=0).sum()
+    if task == "regression":
+        target = split.y.reshape(len(split), -1).t().to(x)  # (k, N)
+        variance = target.var(1, correction=0).sum()
     losses, errors = [], []
     size = max(16, CACHED // (max(1, len(cohort)) * max(_activations(cohort, split.x))))
     for start in range(0, len(split), size):
@@ -39,9 +41,14 @@ def sample_losses(cohort: Cohort, split: Split, task: str) -> tuple[Tensor, Tens
         if chain is not None:
             out = chain.forward(weights, x[rows])  # (n, c, b)
         else:
-            out = cohort(x[rows]).flatten(2).transpose(1, 2).contiguous()
+            out = cohort(x[rows])
+            out = out.flatten(1, 2) if task == "language" else out.flatten(2)
+            out = out.transpose(1, 2).contiguous()
         if task == "classification":
             loss, error = _classes(out, split.y[rows])
+        elif task == "language":  # a sample is a sequence: the mean over its tokens
+            y = split.y[rows]
+            loss, error = (v.view(len(v), *y.shape).mean(2) for v in _classes(out, y.flatten()))
         else:
             square = (out - target[:, rows]).square()
             loss, error = square.mean(1), 100.0 * square.sum(1) / variance
@@ -80,7 +87,7 @@ def _activations(cohort: Cohort, x: Tensor) -> list[int]:
     ]
     try:
         with torch.no_grad():
-            functional_call(cohort.module.eval(), cohort.state(0), (x[:1].to(next(iter(cohort.params.values()))),))
+            functional_call(cohort.module.eval(), cohort.state(0), (cohort.inputs(x[:1]),))
     finally:
         for hook in hooks:
             hook.remove()

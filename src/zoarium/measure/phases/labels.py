@@ -347,6 +347,6 @@ def _collapsed_error(zoo: Any) -> float:
     described = zoo.info.get("data") or {}
     names = zoo.table["data"].unique().to_list() if "data" in zoo.table.columns else []
     data = described.get(names[0]) if len(names) == 1 else None
-    if not data or data["task"] != "classification" or data["n_outputs"] < 2:
+    if not data or data["task"] == "regression" or data["n_outputs"] < 2:
         return 0.6
     return 2 / 3 * (1 - 1 / data["n_outputs"])
