@@ -18,13 +18,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from zoarium._core.allocator import keep_freed_memory
-from zoarium._core.errors import ZoariumError
+from zoarium._core.errors import ZoariumError, unknown_name
+from zoarium._core.extras import require
 
 
 class Worker(Protocol):
@@ -35,8 +36,28 @@ class Worker(Protocol):
         """True once the user has interrupted: save and return early."""
         ...
 
+    @property
+    def remote(self) -> bool:
+        """Whether this worker may share neither memory nor disk with its parent."""
+        ...
+
     def report(self, message: Any) -> None:
-        """Send a small message (progress) to the parent."""
+        """Send a small message (progress) to the parent; it may come late, or be lost if the worker dies."""
+        ...
+
+    def hand_over(self, message: Any) -> None:
+        """Send the parent what must arrive before the result does, of any size; waits until there is room for it."""
+        ...
+
+
+class Share(Protocol):
+    """Puts what many tasks need where every worker can read it, once."""
+
+    def __call__(self, key: Hashable, make: Callable[[], Any], nbytes: int = 0) -> Any:
+        """Give what stands for ``make()``, whose ``load()`` returns it in a worker.
+
+        With `nbytes` it is dropped once newer ones need the room; without, it stays to the end.
+        """
         ...
 
 
@@ -66,9 +87,12 @@ class _Here:
 
     on_report: Callable[[Any], None]
     stopping: bool = False
+    remote = False
 
     def report(self, message: Any) -> None:
         self.on_report(message)
+
+    hand_over = report
 
 
 @dataclass
@@ -77,6 +101,7 @@ class _Child:
 
     pipe: Connection
     stop: Any
+    remote = False
 
     @property
     def stopping(self) -> bool:
@@ -85,9 +110,12 @@ class _Child:
     def report(self, message: Any) -> None:
         self.pipe.send(("report", None, message))
 
+    hand_over = report
+
 
 def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler of the parent's, such as Ray's
     import torch
 
     torch.set_num_threads(1)
@@ -141,13 +169,29 @@ def _context() -> Any:
     return mp.get_context("fork" if forkable else "spawn")
 
 
+BACKENDS = ("local", "ray")
+
+
+def check_backend(backend: str, address: str | None) -> None:
+    """Refuse an unknown backend, an address without a cluster, or Ray where it is not installed."""
+    if backend not in BACKENDS:
+        raise ZoariumError(unknown_name("backend", backend, BACKENDS))
+    if backend == "ray":
+        require("ray", "ray", "backend='ray'")
+    elif address is not None:
+        raise ZoariumError(f"address {address!r} is of a cluster, but the backend is 'local'; add backend='ray'.")
+
+
 def run_tasks(
     function: Callable[[Any, Worker], Any],
     tasks: Sequence[Any],
     *,
+    backend: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     graceful: bool = False,
     on_report: Callable[[Any], None] = lambda message: None,
+    send: Callable[[Any, Share], Any] = lambda task, share: task,
 ) -> Iterator[tuple[int, Any]]:
     """Yield ``(index, function(tasks[index], worker))`` as tasks finish; put long tasks first.
 
@@ -157,13 +201,21 @@ def run_tasks(
         Called with a task and its :class:`Worker`.
     tasks : sequence
         Independent pieces of work.
+    backend : {"local", "ray"}, default "local"
+        Worker processes of this one, or tasks on a Ray cluster (:mod:`zoarium._core.ray_tasks`).
+    address : str, optional
+        The Ray cluster; by default that of RAY_ADDRESS, else one of this machine's own.
     workers : int, optional
-        Processes; default one a core, never more than tasks. With 1 the tasks run here, in order, on one torch thread.
+        Tasks that run side by side; default one a core, never more than there are. With 1 local worker the tasks run
+        here, in order, on one torch thread.
     graceful : bool, default False
         Whether tasks watch ``worker.stopping`` and save when it turns true. If so, an interrupt asks them to, waits,
         and is then raised; otherwise it ends them at once. A second interrupt always does.
     on_report : callable
-        Receives what tasks report.
+        Receives what tasks report and hand over.
+    send : callable
+        Called with a task and a :class:`Share` just before the task goes to a worker that may share neither memory nor
+        disk with us, at each try anew; returns what goes in its place. Not called for local workers.
 
     Raises
     ------
@@ -174,6 +226,23 @@ def run_tasks(
     -----
     When the consumer stops early, late results are yielded no more.
     """
+    check_backend(backend, address)
+    if backend == "ray":
+        from zoarium._core.ray_tasks import run_on_ray
+
+        return run_on_ray(
+            function, tasks, address=address, workers=workers, graceful=graceful, on_report=on_report, send=send
+        )
+    return _run_here(function, tasks, workers, graceful, on_report)
+
+
+def _run_here(
+    function: Callable[[Any, Worker], Any],
+    tasks: Sequence[Any],
+    workers: int | None,
+    graceful: bool,
+    on_report: Callable[[Any], None],
+) -> Iterator[tuple[int, Any]]:
     workers = min(workers or available_cores(), len(tasks))
     if workers <= 1:
         here = _Here(on_report)

@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from zoarium._core.errors import ZoariumError
-from zoarium.cli.options import Json, Memory, Quiet, Settings, Workers, ZooPath
+from zoarium.cli.options import Address, Backend, Cores, Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
 from zoarium.cli.twins import twins_app
@@ -82,6 +82,8 @@ def _options(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes.")] = Path("demo-zoo"),
     overwrite: Annotated[bool, typer.Option(help="Replace a zoo that is there already.")] = False,
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -93,7 +95,9 @@ def demo(
     from zoarium.studies.demo import run_demo
 
     with progress("demo", quiet=quiet or json) as bar:
-        result = run_demo(output, overwrite=overwrite, workers=workers, on_progress=bar)
+        result = run_demo(
+            output, overwrite=overwrite, backend=backend, address=address, workers=workers, on_progress=bar
+        )
     if json:
         print_json(result.to_dict())
         return
@@ -115,8 +119,11 @@ def grow(
         str, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML, or preset:NAME.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the zoo goes; an unfinished one is resumed.")],
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     memory: Memory = "2GB",
+    cores: Cores = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(
@@ -146,8 +153,11 @@ def grow(
         zoo = za.grow(
             chosen.grid if chosen else za.Grid.from_yaml(Path(spec)),
             output,
+            backend=backend,
+            address=address,
             workers=workers,
             memory=memory,
+            cores=cores,
             checkpoints=_checkpoints(kept),
             on_progress=bar,
         )
@@ -174,6 +184,7 @@ def plan(
         str, typer.Argument(metavar="SPEC.yaml", help="A grid in YAML, or preset:NAME.", show_default=False)
     ],
     memory: Memory = "2GB",
+    cores: Cores = None,
     json: Json = False,
 ) -> None:
     """Say how a grid would grow: its programs, the route of each and why. Nothing is trained or written.
@@ -183,7 +194,9 @@ def plan(
     import zoarium as za
     from zoarium.growth import dry_run
 
-    programs = dry_run(spec if spec.startswith("preset:") else za.Grid.from_yaml(Path(spec)), memory=memory)
+    programs = dry_run(
+        spec if spec.startswith("preset:") else za.Grid.from_yaml(Path(spec)), memory=memory, cores=cores
+    )
     if json:
         print_frame(programs, as_json=True)
         return
@@ -200,6 +213,8 @@ def measure(
     names: Annotated[list[str], typer.Argument(metavar="MEASURE...", help="See: zoarium measures.")],
     pairs: Annotated[str, typer.Option(help="Pairs to compare: cell (seeds of a cell) or all.")] = "cell",
     setting: Settings = None,
+    backend: Backend = "local",
+    address: Address = None,
     workers: Workers = None,
     memory: Memory = "2GB",
     quiet: Quiet = False,
@@ -220,6 +235,8 @@ def measure(
         opened.measure(
             *names,
             pairs=pairs,
+            backend=backend,
+            address=address,
             workers=workers,
             memory=memory,
             on_progress=lambda name, done, total: bar(done, total, name),
@@ -275,7 +292,14 @@ def phases(
 
 
 @app.command()
-def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: Json = False) -> None:
+def effects(
+    zoo: ZooPath,
+    backend: Backend = "local",
+    address: Address = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """Measure what each phase is good for: averaging, ensembling, pruning, fine-tuning.
 
     Prints the mean effect in each phase with its interval, beside the mean over all cells.
@@ -285,7 +309,13 @@ def effects(zoo: ZooPath, workers: Workers = None, quiet: Quiet = False, json: J
 
     opened = za.open(zoo)
     with progress("effects", quiet=quiet or json) as bar:
-        opened.measure(*EFFECTS, workers=workers, on_progress=lambda name, done, total: bar(done, total, name))
+        opened.measure(
+            *EFFECTS,
+            backend=backend,
+            address=address,
+            workers=workers,
+            on_progress=lambda name, done, total: bar(done, total, name),
+        )
     print_frame(effects_by_phase(opened.effects(), opened.phases()), as_json=json, title=str(zoo), rows=200)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -80,14 +80,16 @@ def show(value: Any) -> str:
 def progress(label: str, *, quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
     """A bar on standard error: call what is yielded with (done, total, note); silent when quiet or not a terminal.
 
-    An interrupt inside the block says how to resume and ends the program with 130, as a shell expects.
+    An interrupt inside the block says how to resume and ends the program with 130, as a shell expects. What the work
+    prints meanwhile (Ray's notes about lost workers, a net of the user's) goes to standard error: the output is ours.
     """
     try:
-        if quiet or not err.is_terminal:
-            yield lambda done, total, note: None
-        else:
-            with _bar(label) as update:
-                yield update
+        with redirect_stdout(sys.stderr):
+            if quiet or not err.is_terminal:
+                yield lambda done, total, note: None
+            else:
+                with _bar(label) as update:
+                    yield update
     except KeyboardInterrupt:
         err.print("interrupted: what was done is saved; run the same command again to resume.")
         raise SystemExit(130) from None

@@ -22,7 +22,11 @@ COLUMNS = {
 
 
 def dry_run(
-    grid: Grid | Preset | str | Callable[..., nn.Module], *, memory: int | str = "2GB", **axes: Any
+    grid: Grid | Preset | str | Callable[..., nn.Module],
+    *,
+    memory: int | str = "2GB",
+    cores: int | None = None,
+    **axes: Any,
 ) -> pl.DataFrame:
     """The programs :func:`~zoarium.growth.grow.grow` would train, longest first.
 
@@ -32,6 +36,8 @@ def dry_run(
         As for ``grow``.
     memory : int or str, default "2GB"
         Budget of all workers; a smaller one cuts programs.
+    cores : int, optional
+        Cores the work is cut for; default this machine's.
     **axes
         Axes of the grid, if `grid` is a net.
 
@@ -69,6 +75,6 @@ def dry_run(
     _check_nets(grid, configs, data)
     rows = [
         (p.key, configs[p.rows[0]].net, len(p.rows), p.route, p.cost, p.bytes >> 20, p.reason)
-        for p in _programs(grid, configs, data, memory)
+        for p in _programs(grid, configs, data, memory, cores)
     ]
     return pl.DataFrame(rows, schema=COLUMNS, orient="row")

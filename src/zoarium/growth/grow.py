@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import polars as pl
 from zoarium._core.digest import canonical, settings_hash
 from zoarium._core.errors import GridError
 from zoarium._core.memory import parse_bytes
-from zoarium._core.parallel import available_cores, run_tasks
+from zoarium._core.parallel import available_cores, check_backend, run_tasks
+from zoarium.growth.desk import PostRoom
 from zoarium.growth.grid import Grid
 from zoarium.growth.job import Grown, Job, parse_checkpoints
 from zoarium.growth.presets import Preset, preset
@@ -34,8 +36,11 @@ def grow(
     grid: Grid | Preset | str | Callable[..., nn.Module],
     out: str | Path | None = None,
     *,
+    backend: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     memory: int | str = "2GB",
+    cores: int | None = None,
     checkpoints: str | Iterable[int] = "last",
     history: str | int = "every",
     save_every_s: float = 60.0,
@@ -52,10 +57,19 @@ def grow(
     out : path, optional
         Folder of the zoo. One that is there already is resumed or extended: models it holds are kept, the others are
         grown. By default a temporary folder that goes with the returned object; ``zoo.save(path)`` keeps it.
+    backend : {"local", "ray"}, default "local"
+        Worker processes on this machine, or tasks on a Ray cluster (``pip install 'zoarium[ray]'``). The weights are
+        the same.
+    address : str, optional
+        The Ray cluster, "auto" or HOST:PORT; by default that of RAY_ADDRESS, else one of this machine's own.
     workers : int, optional
-        Single-thread worker processes; default one a core.
+        Programs that train side by side, on one thread each; default one a core.
     memory : int or str, default "2GB"
-        Budget of all workers: programs are cut to fit, whatever the size of the population.
+        Budget of all workers of this machine: programs are cut to fit, whatever the size of the population.
+    cores : int, optional
+        Cores the work is cut for; default this machine's. Give a cluster's, so that there are programs enough to keep
+        all of it busy; `memory` stays the budget of as many programs as this machine has cores. Which models share a
+        program changes weights by rounding only, but give the same number to resume.
     checkpoints : str or iterable of int, default "last"
         Epochs whose weights are kept: "last", "last:5" (the last five), "every", "every:10", or a list, in which
         negative numbers count from the end (-1 is the last). The last epoch is always kept.
@@ -100,8 +114,11 @@ def grow(
     configs = grid.expand()
     base, data = training_data(grid, configs)
     parse_checkpoints(checkpoints, 1)  # a mistake is said before the work starts
+    check_backend(backend, address)
+    if cores is not None and cores < 1:
+        raise GridError(f"cores must be 1 or more, found {cores}.")
     sizes = _check_nets(grid, configs, data)
-    _programs(grid, configs, data, memory)  # what cannot be planned is said before anything is written
+    _programs(grid, configs, data, memory, cores)  # what cannot be planned is said before anything is written
     zoo = _open_or_create(out, grid, base)
     if grid.factory is not None:
         zoo.attach_net(grid.net, grid.factory)
@@ -112,9 +129,9 @@ def grow(
             batches.setdefault(batch, []).append(config)
         for members in batches.values():
             if not all(config.id in finished for config in members):
-                programs = _programs(grid, members, data, memory)
+                programs = _programs(grid, members, data, memory, cores)
                 job = Job(zoo.path, members, data, grid.factory, checkpoints, history, save_every_s)
-                _train(zoo, job, programs, finished, workers, on_progress)
+                _train(zoo, job, programs, finished, on_progress, backend=backend, address=address, workers=workers)
         if "planned" not in zoo.table["status"]:
             shutil.rmtree(zoo.path / "growing", ignore_errors=True)  # also what a kill left half-written there
     return zoo
@@ -162,12 +179,18 @@ def arch_of(config: ModelConfig, dataset: Dataset) -> str:
 
 
 def _programs(
-    grid: Grid, configs: Sequence[ModelConfig], data: Mapping[tuple, Dataset], memory: int | str
+    grid: Grid,
+    configs: Sequence[ModelConfig],
+    data: Mapping[tuple, Dataset],
+    memory: int | str,
+    cores: int | None = None,
 ) -> list[Program]:
-    """The plan: it depends on the models and the machine, never on the number of workers or on what is done."""
+    """The plan: it depends on the models and the machine, never on the backend, the workers or what is done."""
     from zoarium.train import plan
 
-    return plan(configs, data, memory=parse_bytes(memory), workers=available_cores(), factory=grid.factory)
+    share = parse_bytes(memory) // available_cores()
+    wide = cores or available_cores()
+    return plan(configs, data, memory=share * wide, workers=wide, factory=grid.factory)
 
 
 def _batches(zoo: Zoo, configs: Sequence[ModelConfig]) -> list[str]:
@@ -255,8 +278,8 @@ def _train(
     job: Job,
     programs: Sequence[Program],
     finished: set[str],
-    workers: int | None,
     on_progress: Progress,
+    **where: Any,
 ) -> None:
     """Run the programs not finished yet and commit each as it ends."""
     from zoarium.train import data_key
@@ -275,7 +298,11 @@ def _train(
 
     start = time.monotonic()
 
+    room = PostRoom(zoo.path)
+
     def report(epoch: Any) -> None:
+        if room.open(epoch):
+            return
         trained[epoch.key] = epoch.model_epochs
         done = sum(trained.values())
         speed = done / total * len(job.configs) / max(time.monotonic() - start, 1e-9)
@@ -285,10 +312,12 @@ def _train(
     committed = start
     interrupted = False
     try:
-        for index, grown in run_tasks(job, todo, workers=workers, graceful=True, on_report=report):
+        for index, grown in run_tasks(job, todo, **where, graceful=True, on_report=report, send=room.send):
             if grown is None:
                 interrupted = True
                 continue
+            if todo[index].key in room.desks:
+                grown = replace(grown, files=room.files_of(todo[index]))
             waiting.append((todo[index], grown))
             if time.monotonic() - committed > COMMIT_EVERY_S:
                 _commit(zoo, job, waiting)
@@ -314,4 +343,4 @@ def _commit(zoo: Zoo, job: Job, finished: Sequence[tuple[Program, Grown]]) -> No
         models = zoo.table.join(history.select("id").unique(), on="id", how="semi", maintain_order="left")
         transaction.upsert("models", models.with_columns(status=status), key=["id"])
     for program, _ in finished:
-        job.state_file(program).unlink(missing_ok=True)
+        job.desk(program).state_file.unlink(missing_ok=True)

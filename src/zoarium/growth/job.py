@@ -1,22 +1,20 @@
-"""What a worker does: train one program, write its weights, and keep what it needs to resume."""
+"""What a worker does: train one program and put its weights, and what it needs to resume, where they belong."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoarium._core.digest import sha256_file
 from zoarium._core.errors import GridError
-from zoarium._core.files import replacing
 from zoarium._core.parallel import Worker
+from zoarium.growth.desk import Desk, FolderDesk, PostDesk
 from zoarium.zoo.config import ModelConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from zoarium.data import Dataset
     from zoarium.train import Program
@@ -35,17 +33,24 @@ class Job:
     history: str | int
     save_every_s: float
 
-    def state_file(self, program: Program) -> Path:
-        """Where an unfinished program is saved."""
-        return self.folder / "growing" / f"{program.key}.safetensors"
+    def desk(self, program: Program) -> FolderDesk:
+        """Where a program works when it can see the zoo's folder."""
+        return FolderDesk(self.folder, program.key)
 
-    def __call__(self, program: Program, worker: Worker) -> Grown | None:
-        """Train a program, from where it was saved if it was; None if interrupted."""
+    def __call__(self, task: Program | tuple[Program, bytes | None], worker: Worker) -> Grown | None:
+        """Train a program, from where it was saved if it was; None if interrupted.
+
+        A remote worker is given the program with what was saved of it, and hands its checkpoints over.
+        """
         from zoarium.train import Interrupted, data_key, train_program
         from zoarium.train.timetable import total_epochs
-        from zoarium.zoo import write_weights
+        from zoarium.zoo.weights import pack_weights
 
-        state, files = _read_state(self.state_file(program))
+        if isinstance(task, tuple):
+            program, saved = task
+            desk: Desk = PostDesk(worker, program.key, saved)
+        else:
+            program, desk = task, self.desk(task)
         ids = {row: self.configs[row].id for row in program.rows}
         first = self.configs[program.rows[0]]
         epochs = max(
@@ -53,16 +58,15 @@ class Job:
         )
 
         def keep(part: int, checkpoint: Any) -> None:
-            name = f"{first.net}-{program.key}-{part}"
-            files[f"{part}@{checkpoint.epoch}"] = write_weights(
-                self.folder,
-                name,
+            packed = pack_weights(
+                f"{first.net}-{program.key}-{part}",
                 checkpoint.epoch,
                 checkpoint.step,
                 [ids[row] for row in checkpoint.rows],
                 checkpoint.params,
                 checkpoint.buffers,
             )
+            desk.keep(part, packed)
 
         result = train_program(
             program,
@@ -71,10 +75,10 @@ class Job:
             factory=self.factory,
             checkpoints=parse_checkpoints(self.checkpoints, epochs),
             history=self.history,
-            state=state,
+            state=desk.begin(),
             on_epoch=worker.report,
             stopping=lambda: worker.stopping,
-            save_state=lambda state, epoch: _write_state(self.state_file(program), state, files),
+            save_state=lambda state, epoch: desk.save(state),
             save_every_s=self.save_every_s,
             on_checkpoint=keep,
         )
@@ -83,14 +87,14 @@ class Job:
         history = {"id": [ids[int(row)] for row in result.history["row"]], **result.history}
         del history["row"]
         diverged = {ids[row]: epoch for row, epoch in result.diverged.items()}
-        return Grown(list(files.values()), history, diverged)
+        return Grown(list(desk.files.values()) if isinstance(desk, FolderDesk) else [], history, diverged)
 
 
 @dataclass(frozen=True)
 class Grown:
     """What came out of one program."""
 
-    files: list[WeightsFile]
+    files: list[WeightsFile]  # written by the worker; none by one that handed them over
     history: dict[str, Any]  # columns; polars must not run in a forked worker
     diverged: dict[str, int]
 
@@ -109,30 +113,3 @@ def parse_checkpoints(wanted: str | Iterable[int], epochs: int) -> list[int]:
         raise GridError(f"checkpoints must be whole epochs, found {numbers!r}.")
     kept = [epochs + 1 + n if n < 0 else n for n in numbers]
     return sorted({*(e for e in kept if 0 <= e <= epochs), epochs})
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor] | None, dict[str, WeightsFile]]:
-    """A saved state and the checkpoints written before it; nothing if there is none, or if any of it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    from zoarium.zoo.weights import WeightsFile
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["files"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        files = {key: WeightsFile.from_dict(value) for key, value in told.items()}
-        root = path.parent.parent
-        if all((root / f.name).exists() and sha256_file(root / f.name) == f.info.sha256 for f in files.values()):
-            return state, files
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        pass
-    return None, {}  # the program is trained again from its start, to the same bits
-
-
-def _write_state(path: Path, state: Mapping[str, Tensor], files: Mapping[str, WeightsFile]) -> None:
-    from safetensors.torch import save_file
-
-    told = json.dumps({key: file.to_dict() for key, file in files.items()})
-    with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata={"files": told})

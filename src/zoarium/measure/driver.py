@@ -1,4 +1,4 @@
-"""Run measures over a zoo: what is missing, chunk by chunk, one single-thread worker a core.
+"""Run measures over a zoo: what is missing, chunk by chunk, one single-thread worker a core, here or on a cluster.
 
 A value is computed once: what is stored under the same settings is kept, so measuring again is free and a killed run
 resumes where it stopped.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import polars as pl
 from zoarium._core.errors import MeasureError, unknown_name
 from zoarium._core.estimates import Estimates
 from zoarium._core.memory import parse_bytes
-from zoarium._core.parallel import run_tasks
+from zoarium._core.parallel import Share, check_backend, run_tasks
+from zoarium._core.ray_worker import Shared
 from zoarium._core.registry import Method
 from zoarium.measure.plan import Task, plan_measure
 from zoarium.measure.registry import MEASURES
@@ -40,6 +41,8 @@ def measure_zoo(
     zoo: Zoo,
     *names: str | Mapping[str, Mapping[str, Any]],
     pairs: str | Sequence[tuple[str, str]] = "cell",
+    backend: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     memory: int | str = "2GB",
     on_progress: Progress = lambda name, done, total: None,
@@ -55,8 +58,13 @@ def measure_zoo(
         Measures, or quantities of measures; a mapping ``{name: {setting: value}}`` gives each its own settings.
     pairs : {"cell", "all"} or sequence of pairs of ids, default "cell"
         Which pairs a pair measure compares: the seeds of each cell, every two models, or a list.
+    backend : {"local", "ray"}, default "local"
+        Worker processes on this machine, or tasks on a Ray cluster (``pip install 'zoarium[ray]'``). The values are the
+        same.
+    address : str, optional
+        The Ray cluster, "auto" or HOST:PORT; by default that of RAY_ADDRESS, else one of this machine's own.
     workers : int, optional
-        Single-thread worker processes; default one a core.
+        Tasks computed side by side, on one thread each; default one a core.
     memory : int or str, default "2GB"
         Budget of each worker for stacked models and their activations.
     on_progress : callable, optional
@@ -75,6 +83,7 @@ def measure_zoo(
         For an unknown measure or setting, or a pair of unknown models.
     """
     chosen = resolve(names, settings)
+    check_backend(backend, address)
     budget = parse_bytes(memory)
     tasks = [task for method, own in chosen for task in plan_measure(zoo, method, own, pairs, budget)]
     tasks.sort(key=lambda task: -task.cost)  # long ones first, so that workers finish together
@@ -84,7 +93,9 @@ def measure_zoo(
     last = time.monotonic()
     jobs = [Job.of(zoo, task) for task in tasks]
     try:
-        for index, (values, seconds) in run_tasks(run_job, jobs, workers=workers):
+        for index, (values, seconds) in run_tasks(
+            run_job, jobs, backend=backend, address=address, workers=workers, send=Job.sent
+        ):
             finished.append((tasks[index], values, seconds))
             done += len(tasks[index].keys)
             on_progress(tasks[index].method.name, done, total)
@@ -103,7 +114,7 @@ class Job:
     task: Task
     cohorts: list[CohortRef]
     earlier: list[CohortRef]  # the same models at their earlier checkpoints, oldest first
-    data: Dataset | None
+    data: Dataset | Shared | None
 
     @classmethod
     def of(cls, zoo: Zoo, task: Task) -> Job:
@@ -118,23 +129,37 @@ class Job:
             earlier = [ref.ready() for epoch in complete[:-1] for ref in view.cohorts(epoch=epoch)]
         return cls(task, cohorts, earlier, zoo.data_of(task.ids[0]) if facts["needs_data"] else None)
 
+    def sent(self, share: Share) -> Job:
+        """The same for a worker that cannot read the zoo: weights and data are read here and shared."""
+
+        def weights(ref: CohortRef) -> Any:
+            return share((ref.ids, ref.epochs), ref.load, ref.nbytes)
+
+        return replace(
+            self,
+            cohorts=[weights(ref) for ref in self.cohorts],
+            earlier=[weights(ref) for ref in self.earlier],
+            data=None if self.data is None else share(id(self.data), lambda: self.data),
+        )
+
 
 def run_job(job: Job, worker: Any = None) -> tuple[dict[str, Estimates], float]:
     """Compute one task: estimates by quantity, and the seconds it took."""
     start = time.perf_counter()
     task, facts = job.task, job.task.method.facts
     cohorts = [ref.load() for ref in job.cohorts]
+    data = job.data.load() if isinstance(job.data, Shared) else job.data
     order = [i for cohort in cohorts for i in cohort.ids]
     rows = task.rows(order)
     if facts["scope"] == "model":
-        values = task.method(cohorts[0], job.data, **task.settings)
+        values = task.method(cohorts[0], data, **task.settings)
     elif facts["scope"] == "cell":
         extra = {"earlier": [ref.load() for ref in job.earlier]} if facts["needs_checkpoints"] else {}
-        values = task.method(cohorts[0], rows, job.data, **task.settings, **extra)
+        values = task.method(cohorts[0], rows, data, **task.settings, **extra)
     else:
         import torch
 
-        values = task.method(cohorts if facts["across"] else cohorts[0], torch.tensor(rows), job.data, **task.settings)
+        values = task.method(cohorts if facts["across"] else cohorts[0], torch.tensor(rows), data, **task.settings)
     if isinstance(values, Estimates):
         values = {facts["quantities"][0]: values}
     for quantity, estimates in values.items():

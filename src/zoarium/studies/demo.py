@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoarium._core.errors import StoreError
+from zoarium._core.parallel import check_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +68,8 @@ def run_demo(
     *,
     grid: Grid | None = None,
     overwrite: bool = False,
+    backend: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None,
 ) -> DemoResult:
@@ -80,8 +83,8 @@ def run_demo(
         Another grid than :func:`demo_grid`.
     overwrite : bool, default False
         Start anew if `out` holds a zoo. A folder that is no zoo is never touched.
-    workers : int, optional
-        Worker processes; default one a core.
+    backend, address, workers
+        Where the work is done; see :func:`zoarium.growth.grow`.
     on_progress : callable, optional
         Called with (done, total, note).
 
@@ -95,11 +98,13 @@ def run_demo(
     from zoarium.report import collect, findings, warm_up, write_report
 
     out = Path(out)
+    check_backend(backend, address)  # before anything is overwritten
     if overwrite and out.exists() and any(out.iterdir()):
         if not (out / "zoo.json").exists():
             raise StoreError(f"{out} is not a zoo, so it is not overwritten; choose another folder with -o.")
         shutil.rmtree(out)
     warm_up()
+    where: dict[str, Any] = {"backend": backend, "address": address, "workers": workers}
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -109,11 +114,9 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     with timed("grow"):
-        zoo = grow(grid or demo_grid(), out, workers=workers, on_progress=on_progress)
+        zoo = grow(grid or demo_grid(), out, **where, on_progress=on_progress)
     with timed("measure"):
-        zoo.measure(
-            *MEASURES, *EFFECTS, workers=workers, on_progress=lambda name, done, total: on_progress(done, total, name)
-        )
+        zoo.measure(*MEASURES, *EFFECTS, **where, on_progress=lambda name, done, total: on_progress(done, total, name))
     with timed("phases"):
         phases = zoo_phase_result(zoo)
     with timed("report"):

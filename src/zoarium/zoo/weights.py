@@ -64,6 +64,48 @@ class WeightsFile:
         return cls(name=str(content["name"]), info=info, epoch=int(content["epoch"]), **lists)
 
 
+@dataclass(frozen=True)
+class PackedWeights:
+    """A weights file in memory, on its way to a zoo that may lie on another machine; made by :func:`pack_weights`.
+
+    Parameters
+    ----------
+    name : str
+        What to call the file, usually the cohort.
+    content : bytes
+        All of it.
+    """
+
+    name: str
+    content: bytes
+    info: FileInfo
+    ids: tuple[str, ...]
+    digests: tuple[str, ...]
+    epoch: int
+    step: tuple[int, ...]
+
+    def write(self, folder: str | Path) -> WeightsFile:
+        """Write it into the zoo in `folder`, as :func:`write_weights` does."""
+        relative = _free_name(Path(folder), self.name, self.epoch, self.info)
+        path = Path(folder) / relative
+        written = WeightsFile(relative, self.info, self.ids, self.digests, self.epoch, self.step)
+        if path.exists():
+            return written
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(self.content)
+            os.replace(temporary, path)  # synced when it is committed: before that nothing refers to it
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise write_error(path, error) from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return written
+
+
 def row_digests(tensors: Mapping[str, Tensor]) -> list[str]:
     """BLAKE2b-128 of each model in stacked tensors (n, *shape).
 
@@ -126,6 +168,18 @@ def write_weights(
     StoreError
         For tensors that do not have one row a model, or a disk that cannot be written.
     """
+    return pack_weights(name, epoch, step, ids, params, buffers).write(folder)
+
+
+def pack_weights(
+    name: str,
+    epoch: int,
+    step: int | Sequence[int],
+    ids: Sequence[str],
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> PackedWeights:
+    """The file that :func:`write_weights` writes, in memory."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
@@ -149,24 +203,8 @@ def write_weights(
         size=len(content), sha256=hashlib.sha256(content).hexdigest(), rows=len(ids),
         row_bytes=sum(t.nbytes for t in tensors.values()) // len(ids),
     )  # fmt: skip
-    relative = _free_name(Path(folder), name, epoch, info)
-    path = Path(folder) / relative
-    written = WeightsFile(relative, info, tuple(ids), tuple(row_digests(tensors)), int(epoch), steps)
-    if path.exists():
-        return written
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-        os.replace(temporary, path)  # synced when it is committed: before that nothing refers to it
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return written
+    digests = tuple(row_digests(tensors))
+    return PackedWeights(name, content, info, tuple(ids), digests, int(epoch), steps)
 
 
 def _free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
