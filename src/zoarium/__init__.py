@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoarium._core.estimates import Estimates
     from zoarium.data import Dataset
     from zoarium.growth import Grid, grow
+    from zoarium.measure.similarity import weight_similarity
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
     from zoarium.zoo.foreign import read_model
@@ -39,6 +40,7 @@ _HOMES = {
     "net": "zoarium.nets",
     "open": "zoarium.zoo",
     "read_model": "zoarium.zoo.foreign",
+    "weight_similarity": "zoarium.measure.similarity",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "net",
     "open",
     "read_model",
+    "weight_similarity",
 ]
 
 

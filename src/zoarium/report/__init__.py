@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from zoarium.report.findings import Finding, findings
+from zoarium.report.similarity_map import similarity_map, write_similarity_map
 from zoarium.report.tables import ReportData, collect
 from zoarium.report.write import chart, save_charts, warm_up, write_report
 
-__all__ = ["Finding", "ReportData", "chart", "collect", "findings", "save_charts", "warm_up", "write_report"]
+__all__ = [
+    "Finding",
+    "ReportData",
+    "chart",
+    "collect",
+    "findings",
+    "save_charts",
+    "similarity_map",
+    "warm_up",
+    "write_report",
+    "write_similarity_map",
+]
