@@ -215,6 +215,39 @@ def test_a_tensor_that_is_not_there_lists_some_that_are(small_files):
         read_model(small_files["safetensors"]).tensor("layer.wieght")
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "deflated", "legacy", "torchscript", "onnx", "gguf"])
+def test_parts_of_a_tensor_are_those_of_the_whole(small_files, kind):
+    model = read_model(small_files[kind])
+    for name, tensor in model:
+        flat, n = tensor.flatten(), tensor.numel()
+        for start, stop in {(0, n), (0, 0), (n, n), (n // 3, n), (n // 3, n - n // 4), (min(n, 1), min(n, 40))}:
+            part = model.part(name, start, stop)
+            assert part.dtype == flat.dtype and torch.equal(part, flat[start:stop]), (name, start, stop)
+
+
+def test_parts_of_views_and_of_shards_are_those_of_the_whole(tmp_path, folder):
+    base = torch.arange(24.0)
+    views = {"slice": base[4:10], "turned": base.reshape(4, 6).t(), "thin": base[::5], "one": base[7:8].reshape(1, 1)}
+    torch.save(views, tmp_path / "views.pt")
+    for model in (read_model(tmp_path / "views.pt"), read_model(folder)):
+        for name, tensor in model:
+            assert torch.equal(model.part(name, 1, tensor.numel()), tensor.flatten()[1:]) or tensor.numel() < 1
+
+
+def test_a_part_reads_only_itself_and_must_lie_inside(small_files):
+    model = read_model(small_files["safetensors"])
+    read, (source,) = [], model.sources
+    original = source.read
+    source.read = lambda offset, length, what="": read.append(length) or original(offset, length, what)
+    model.part("layer.weight", 2, 5)
+    assert read == [12]
+    for start, stop in [(-1, 2), (3, 2), (0, 13)]:
+        with pytest.raises(StoreError, match=f"'layer.weight' has 12 numbers, so none at {start} to {stop}"):
+            model.part("layer.weight", start, stop)
+    with pytest.raises(StoreError, match="unknown tensor"):
+        model.part("layer.wieght", 0, 1)
+
+
 def test_reading_the_table_reads_no_tensor_and_a_tensor_reads_only_itself(tmp_path):
     save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, tmp_path / "m.safetensors")
     model = read_model(tmp_path / "m.safetensors")

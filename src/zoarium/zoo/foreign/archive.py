@@ -83,6 +83,10 @@ class Archive:
             "save it again if it was written with checksums switched off."
         )
 
+    def is_stored(self, name: str) -> bool:
+        """Whether a member is not compressed."""
+        return self.members[name].compress_type == zipfile.ZIP_STORED
+
     def verify(self, name: str) -> None:
         """Check a stored member against its checksum, once, a block at a time."""
         if name in self._verified:

@@ -197,9 +197,18 @@ def read_gguf(source: SourceFile) -> ForeignModel:
         if kind in PLAIN:
             content = source.read(base + offset, size, f"tensor {shown(name)}")
             return to_tensor(content, tensors[name].dtype, tensors[name].shape)
-        return _dequantised(source, base + offset, kind, name, tensors[name])
+        flat = _dequantised(source, base + offset, kind, name, 0, tensors[name].numel)
+        return flat.reshape(tensors[name].shape)
 
-    return ForeignModel(path.name, "gguf", (source,), tensors, load, {"header": keys})
+    def load_part(name: str, start: int, stop: int) -> Tensor:
+        offset, _, kind = places[name]
+        if kind not in PLAIN:
+            return _dequantised(source, base + offset, kind, name, start, stop)
+        item = PLAIN[kind][2]
+        content = source.read(base + offset + start * item, (stop - start) * item, f"tensor {shown(name)}")
+        return to_tensor(content, tensors[name].dtype, (stop - start,))
+
+    return ForeignModel(path.name, "gguf", (source,), tensors, load, {"header": keys}, load_part)
 
 
 def _entry(cursor: _Cursor, tensors: dict[str, TensorInfo], places: dict[str, tuple[int, int, int]]) -> None:
@@ -227,16 +236,20 @@ def _entry(cursor: _Cursor, tensors: dict[str, TensorInfo], places: dict[str, tu
     tensors[name], places[name] = TensorInfo(dtype, shape, stored), (offset, size, kind)
 
 
-def _dequantised(source: SourceFile, at: int, kind: int, name: str, info: TensorInfo) -> Tensor:
+def _dequantised(source: SourceFile, at: int, kind: int, name: str, start: int, stop: int) -> Tensor:
+    """Numbers `start` to `stop` of the quantised tensor whose blocks begin at byte `at`."""
     import torch
 
     _, numbers, nbytes, unpack = BLOCKS[kind]
-    out = np.empty(info.numel, np.float32)
+    out = np.empty(stop - start, np.float32)
     step = CHUNK // numbers
+    end = -(-stop // numbers)  # the block after the last
     with np.errstate(over="ignore", invalid="ignore"):  # scales of infinity are the file's own
-        for first in range(0, info.numel // numbers, step):
-            blocks = min(step, info.numel // numbers - first)
+        for first in range(start // numbers, end, step):
+            blocks = min(step, end - first)
             raw = source.read(at + first * nbytes, blocks * nbytes, f"tensor {shown(name)}")
-            part = unpack(np.frombuffer(raw, np.uint8).reshape(blocks, nbytes))
-            out[first * numbers : (first + blocks) * numbers] = part.reshape(-1)
-    return torch.from_numpy(out).reshape(info.shape)
+            part = unpack(np.frombuffer(raw, np.uint8).reshape(blocks, nbytes)).reshape(-1)
+            begin = first * numbers
+            low, high = max(start, begin), min(stop, begin + blocks * numbers)
+            out[low - start : high - start] = part[low - begin : high - begin]
+    return torch.from_numpy(out)

@@ -211,7 +211,16 @@ def read_onnx(source: SourceFile) -> ForeignModel:
         content = file.read(offset, info.nbytes, shown(name)) if file else _listed(source, tensor, name, info)
         return to_tensor(content, info.dtype, info.shape)
 
-    return ForeignModel(path.name, "onnx", tuple(sources.values()), tensors, load, facts)
+    def load_part(name: str, start: int, stop: int) -> Tensor | None:
+        _, file, offset = places[name]
+        if file is None:  # a list of numbers
+            return None
+        item = ITEM_BYTES[tensors[name].dtype]
+        return to_tensor(
+            file.read(offset + start * item, (stop - start) * item, shown(name)), tensors[name].dtype, (stop - start,)
+        )
+
+    return ForeignModel(path.name, "onnx", tuple(sources.values()), tensors, load, facts, load_part)
 
 
 def _place(

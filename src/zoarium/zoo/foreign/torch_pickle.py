@@ -77,6 +77,16 @@ class TensorRef:
         last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         return self.offset * item, 0 if 0 in self.shape else (last + 1) * item
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether its numbers lie side by side in their order."""
+        step = 1
+        for size, stride in zip(self.shape[::-1], self.stride[::-1], strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
     def view(self, content: bytearray) -> Tensor:
         """The tensor, contiguous, from the bytes of its span."""
         import torch
