@@ -60,8 +60,8 @@ def read_model(path: str | Path) -> ForeignModel:
     -----
     Nothing in a file is run or imported. Pickles go through a machine of our own that knows only tensors and plain
     containers; everything else is recorded by name in ``metadata["stubs"]``. Headers are held in memory (at most
-    100 MB), tensors are not. The pickle inside a PyTorch file may have 32 MiB; a hostile one can make about 250 times
-    its size of small objects.
+    100 MB), tensors are not. The pickle inside a PyTorch file may have 64 MiB, and its objects 32 times its
+    size; other headers are bounded likewise ("Foreign files" in the documentation has the numbers).
 
     Examples
     --------

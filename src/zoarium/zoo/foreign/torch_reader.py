@@ -21,7 +21,7 @@ from zoarium.zoo.foreign.torch_pickle import ReadSpan, TensorRef, TorchPickle, c
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PICKLE = 32 * 2**20  # a checkpoint of 100,000 tensors needs about 15 MB
+MAX_PICKLE = 64 * 2**20  # a checkpoint of 400,000 tensors; objects may take 32 times as much (`MEMORY_FACTOR`)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
