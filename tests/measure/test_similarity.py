@@ -71,7 +71,8 @@ def test_blocks_of_columns_give_the_same_table(monkeypatch):
     parts = weight_similarity(models)
     for name in whole.columns:
         if whole[name].dtype == pl.Float64:
-            assert parts[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=1e-12), name
+            rel = 1e-4 if name in ("z", "p") else 1e-12  # the samples of the test are float32
+            assert parts[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=rel), name
         else:
             assert parts[name].to_list() == whole[name].to_list()
 
@@ -128,6 +129,19 @@ def test_z_is_standard_normal_over_orders_of_the_units_even_where_weights_share_
     assert kstest(z, "norm").pvalue > 0.01
     cosines = [float(nn.functional.cosine_similarity(base.flatten(), d.flatten(), 0)) for d in draws]
     assert min(cosines) > 0.5  # a cosine alone would call all of them copies
+
+
+@pytest.mark.parametrize("shape", [(12, 30, 9), (3, 9, 40)])
+def test_both_ways_to_the_norms_of_products_agree(monkeypatch, shape):
+    from zoarium.measure.similarity import independence
+
+    x = gaussian(*shape)
+    wanted = torch.tensor([[float((a @ b.T).square().sum()) for b in x] for a in x])
+    for way in (independence._squares_by_grams, independence._squares_by_pairs):
+        torch.testing.assert_close(way(x), wanted, rtol=1e-5, atol=1e-4)
+        with monkeypatch.context() as patch:
+            patch.setattr(independence, "CHUNK", 7)
+            torch.testing.assert_close(way(x), wanted, rtol=1e-5, atol=1e-4)
 
 
 def train(seed: int, x: torch.Tensor, y: torch.Tensor, start: dict | None = None, steps: int = 150) -> dict:
@@ -303,6 +317,19 @@ def test_a_folder_stands_for_the_models_below_it_named_by_what_tells_them_apart(
         f"{tmp_path.name}/z",
     ]
     assert found.pairs.filter(a="x/m0.safetensors", b="y/m0.safetensors")["identical"].to_list() == [1.0]
+
+
+def test_links_to_folders_are_not_followed_and_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    write(tmp_path / "x")
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    assert len(weight_similarity(tmp_path)) == 1
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(StoreError, match="cannot list .*Permission denied; give folders you may read"):
+        weight_similarity(tmp_path)
 
 
 def test_paths_models_modules_and_state_dicts_are_compared_with_one_another(tmp_path):

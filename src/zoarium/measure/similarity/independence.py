@@ -81,17 +81,34 @@ class UnitSample:
 
 def _z(stack: Tensor) -> np.ndarray:
     """Statistic z of all pairs of matrices (n, m, d), whose m rows are the units."""
-    n, m, _ = stack.shape
+    n, m, d = stack.shape
     x = stack - stack.mean(1, keepdim=True)
     scale = x.square().mean((1, 2), keepdim=True).sqrt()
     x = x / torch.where(scale > 0, scale, torch.ones_like(scale))  # z knows no scale; squares must not overflow
-    found = np.full((n, n), np.nan)
+    flat = x.reshape(n, -1)
+    trace = flat @ flat.T
+    square = _squares_by_grams(x) if d * (m + n) < n * m * m / 2 else _squares_by_pairs(x)
+    return (trace * (m - 1) ** 0.5 / square.sqrt()).double().numpy()  # 0 / 0 where a sample has no spread
+
+
+def _squares_by_grams(x: Tensor) -> Tensor:
+    """||A B^T||_F^2 = <A^T A, B^T B> of all pairs (n, n): the cheaper way for many models."""
+    n, _, d = x.shape
+    found = torch.zeros(n, n)
+    step = max(1, CHUNK // (n * d))
+    for start in range(0, d, step):
+        part = (x[:, :, start : start + step].transpose(1, 2) @ x).reshape(n, -1)  # (n, step * d)
+        found += part @ part.T
+    return found
+
+
+def _squares_by_pairs(x: Tensor) -> Tensor:
+    """||A B^T||_F^2 of all pairs (n, n), from their products."""
+    n, m, _ = x.shape
+    found = torch.zeros(n, n)
     step = max(1, CHUNK // (m * m))
     for i in range(n):
         for start in range(i, n, step):
-            product = x[start : start + step] @ x[i].T  # (j, m, m)
-            norm = product.square().sum((1, 2)).sqrt()
-            trace = product.diagonal(dim1=1, dim2=2).sum(1)
-            z = trace * (m - 1) ** 0.5 / norm  # 0 / 0 where a sample has no spread
-            found[i, start : start + step] = found[start : start + step, i] = z.double().numpy()
+            square = (x[start : start + step] @ x[i].T).square().sum((1, 2))  # (step,)
+            found[i, start : start + step] = found[start : start + step, i] = square
     return found

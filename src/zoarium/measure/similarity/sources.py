@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoarium._core.errors import MeasureError
+from zoarium._core.errors import MeasureError, StoreError
 from zoarium.zoo.foreign.reader import PREFERRED, WEIGHTS, read_model
 
 MAX_FILES = 10_000
@@ -71,7 +71,7 @@ def open_sources(models: Any) -> list[Source]:
     MeasureError
         For something that holds no named tensors, or fewer than two models.
     StoreError
-        For files that cannot be read.
+        For files and folders that cannot be read.
     """
     if isinstance(models, (str, Path)):
         models = [models]
@@ -126,7 +126,10 @@ def model_paths(folder: Path) -> list[Path]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        entries = sorted(here.iterdir())
+        try:
+            entries = sorted(here.iterdir())
+        except OSError as error:
+            raise StoreError(f"cannot list {here}: {error.strerror}; give folders you may read.") from error
         names = {entry.name for entry in entries}
         if any(name in names for name in PREFERRED):
             found.append(here)
