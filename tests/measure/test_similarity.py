@@ -99,6 +99,28 @@ def test_copies_are_identical_and_at_distance_zero_whatever_type_writes_them():
     assert opposite["identical"] == 0 and not opposite["related"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_every_type_of_weights_is_compared(dtype):
+    one = gaussian(20, 12)
+    row = weight_similarity([{"w": one}, {"w": one.to(dtype)}], spectra=True).row(0, named=True)
+    assert row["l2_distance"] == pytest.approx(float((one - one.to(dtype).float()).norm() / one.norm()), rel=1e-2)
+    assert row["related"] and row["spectral_distance"] < 0.05 and row["identical"] == (dtype == torch.float64)
+
+
+def test_empty_vast_and_constant_tensors_do_not_disturb_the_rest():
+    one = {
+        "none": torch.zeros(0, 4),
+        "flat": torch.ones(8, 8),
+        "nan": torch.full((8, 8), math.nan),
+        "w": gaussian(9, 9),
+    }
+    two = {**one, "w": gaussian(9, 9, seed=1), "vast": 1e300 * gaussian(8, 8).double()}
+    assert weight_similarity([one, two])["matched"].to_list() == [1]
+    found = weight_similarity_result([{"w": two["vast"]}, {"w": two["vast"] * 2}])
+    assert found.pairs["matched"].to_list() == [0]
+    assert set(found.left_out["reason"]) == {"its squares are beyond float64"}
+
+
 @pytest.mark.parametrize("step", [1e-3, 1e-6])
 def test_a_small_step_is_seen_through_the_rounding_of_large_norms(step):
     base = gaussian(64, 64, scale=100).double()
@@ -328,7 +350,7 @@ def test_links_to_folders_are_not_followed_and_folders_that_cannot_be_listed_are
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    with pytest.raises(StoreError, match="cannot list .*Permission denied; give folders you may read"):
+    with pytest.raises(StoreError, match=r"cannot list .*Permission denied; give folders you may read"):
         weight_similarity(tmp_path)
 
 

@@ -91,7 +91,7 @@ def tensor_products(
     columns = max(1, min(key.numel, limit // n))
     whole = columns == key.numel
     buffer = torch.empty(n, columns, dtype=torch.float64 if wide else torch.float32)
-    sample = UnitSample(key.name, key.shape, n, units=units) if len(key.shape) > 1 else None
+    sample = UnitSample(key.name, key.shape, n, units=units) if len(key.shape) > 1 and key.numel else None
     kept: list[int] = []
     digests: list[bytes] = []
     left_out: dict[int, str] = {}
@@ -129,7 +129,13 @@ def tensor_products(
                 filled += x.sum(1).numpy()
     z = sample.z(k) if sample is not None and k > 1 else np.full((k, k), np.nan)
     same = np.array([[a == b for b in digests] for a in digests], dtype=bool).reshape(k, k)
-    return TensorProducts(key, np.array(kept, dtype=int), gram, signs, nonzero, positive, filled, z, same, left_out)
+    rows = np.array(kept, dtype=int)
+    fine = np.isfinite(gram.diagonal())
+    left_out |= dict.fromkeys(rows[~fine].tolist(), "its squares are beyond float64")
+    at = np.ix_(fine, fine)
+    return TensorProducts(
+        key, rows[fine], gram[at], signs[at], nonzero[at], positive[fine], filled[fine], z[at], same[at], left_out
+    )
 
 
 def _digest(tensor: Tensor) -> bytes:
