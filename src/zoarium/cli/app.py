@@ -405,8 +405,8 @@ def similarity(
         parts |= {"tensors": found.tensors} if tensors else {}
         print_json({name: table.to_dicts() for name, table in parts.items()})
         return
-    shown = ["a", "b", "related", "cosine_distance", "z", "l2_distance", "share_a", "share_b", "identical", "matched"]
-    first = [name for name in (*shown, "spectral_distance") if name in found.pairs.columns]
+    shown = ["a", "b", "related", *(["spectral_distance"] if spectra else []), "cosine_distance", "z", "l2_distance"]
+    first = [*shown, "share_a", "share_b", "identical", "matched"]
     print_frame(found.tensors if tensors else found.pairs.select(first), as_json=False, rows=200)
     if left_out:
         print_frame(found.left_out, as_json=False, title="left out", rows=1000)

@@ -6,11 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 
 from zoarium.measure.similarity.sources import Shape
 
 VOTERS = 64  # names of one ending and shape that vote on the prefix
-LISTENERS = 4096  # names each of them is held against
+LISTENERS = 64  # names each of them is held against, for each of the two longest endings they share with it
+WORDS = 6  # of an ending
 CANDIDATES = 20  # pairs of prefixes tried in full
 ROUNDS = 64  # prefixes exchanged in one model, one after the other
 SEPARATORS = "._/:"
@@ -48,13 +51,13 @@ def match_names(models: Sequence[Mapping[str, Shape]]) -> tuple[list[dict[str, s
     """
     known: dict[tuple[str, Shape], None] = {}
     done: dict[tuple, tuple[dict[str, str], str]] = {}
+    found: list[tuple[dict[str, str], str]] = []
     for shapes in models:
         kind = tuple(shapes.items())
         if kind not in done:
-            done[kind] = _matched(shapes, known)
-            for name, shape in shapes.items():
-                known.setdefault((done[kind][0][name], shape))
-    found = [done[tuple(shapes.items())] for shapes in models]
+            mapping, _ = done[kind] = _matched(shapes, known)
+            known.update(dict.fromkeys((mapping[name], shape) for name, shape in kind))
+        found.append(done[kind])
     return [mapping for mapping, _ in found], [said for _, said in found]
 
 
@@ -62,9 +65,10 @@ def _matched(shapes: Mapping[str, Shape], known: Known) -> tuple[dict[str, str],
     mapping = {name: name for name in shapes}
     left = {name: shape for name, shape in shapes.items() if (name, shape) not in known}
     free = {key: None for key in known if shapes.get(key[0]) != key[1]}
+    endings = _endings(known)
     said = []
     for _ in range(ROUNDS if known else 0):
-        exchange = _best(left, free)
+        exchange = _best(left, free, endings)
         if exchange is None:
             break
         strip, add = exchange
@@ -85,23 +89,40 @@ def _exchanged(left: Mapping[str, Shape], free: Known, strip: str, add: str) -> 
     return {name: found for name, found in new.items() if (found, left[name]) in free}
 
 
-def _best(left: Mapping[str, Shape], free: Known) -> tuple[str, str] | None:
-    by_end: dict[tuple[str, Shape], list[str]] = {}
-    for name, shape in free:
-        by_end.setdefault((_last(name), shape), []).append(name)
+def _endings(known: Known) -> dict[tuple[Shape, tuple[str, ...]], list[str]]:
+    """Names by their shape and each of their last words."""
+    found: dict[tuple[Shape, tuple[str, ...]], list[str]] = {}
+    for name, shape in known:
+        words = _words(name)
+        for n in range(1, min(WORDS, len(words)) + 1):
+            found.setdefault((shape, words[-n:]), []).append(name)
+    return found
+
+
+def _best(
+    left: Mapping[str, Shape], free: Known, endings: Mapping[tuple[Shape, tuple[str, ...]], list[str]]
+) -> tuple[str, str] | None:
+    """The exchange that brings most numbers together."""
     votes: Counter[tuple[str, str]] = Counter()
     voted: Counter[tuple[str, Shape]] = Counter()
     for name, shape in left.items():
-        end = (_last(name), shape)
-        voted[end] += 1
-        if len(shape) > 1 and voted[end] <= VOTERS:
-            pairs = (_prefixes(name, other) for other in by_end.get(end, ())[:LISTENERS])
-            votes.update({pair: math.prod(shape) for pair in pairs})
+        words = _words(name)
+        voted[words[-1], shape] += 1
+        if len(shape) < 2 or voted[words[-1], shape] > VOTERS:
+            continue
+        met = 0
+        for n in range(min(WORDS, len(words)), 0, -1):
+            there = (other for other in endings.get((shape, words[-n:]), ()) if (other, shape) in free)
+            listeners = list(islice(there, LISTENERS))
+            votes.update({_prefixes(name, other): math.prod(shape) for other in listeners})
+            met += bool(listeners)
+            if met == 2:
+                break
     best, most = None, 0
     for strip, add in [pair for pair, _ in votes.most_common(CANDIDATES)]:
         found = _exchanged(left, free, strip, add)
         matrices = [name for name in found if len(left[name]) > 1]
-        words = max((len(re.findall(r"[^._/:]+", name.removeprefix(strip))) for name in matrices), default=0)
+        words = max((len(_words(name.removeprefix(strip))) for name in matrices), default=0)
         one, other = _numbers(strip), _numbers(add)
         gain = sum(math.prod(left[name]) for name in found)
         sure = len(found) > 1 or words > 1 or not strip or not add
@@ -110,12 +131,13 @@ def _best(left: Mapping[str, Shape], free: Known) -> tuple[str, str] | None:
     return best
 
 
-def _last(name: str) -> str:
-    return re.split(r"[./:]", name)[-1]
+@lru_cache(1 << 16)
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split(r"[._/:]+", name) if word) or (name,)
 
 
 def _numbers(prefix: str) -> list[str]:
-    return [word for word in re.split(r"[._/:]+", prefix) if word.isdigit()]
+    return [word for word in _words(prefix) if word.isdigit()]
 
 
 def _prefixes(name: str, other: str) -> tuple[str, str]:
