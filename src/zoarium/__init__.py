@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoarium._core.estimates import Estimates
     from zoarium.data import Dataset
     from zoarium.growth import Grid, Preset, grow, preset
+    from zoarium.measure.similarity import weight_similarity
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
     from zoarium.zoo.foreign import read_model
@@ -41,6 +42,7 @@ _HOMES = {
     "open": "zoarium.zoo",
     "preset": "zoarium.growth",
     "read_model": "zoarium.zoo.foreign",
+    "weight_similarity": "zoarium.measure.similarity",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "open",
     "preset",
     "read_model",
+    "weight_similarity",
 ]
 
 

@@ -165,6 +165,29 @@ def test_weights_of_a_foreign_file_are_reported(cli, tmp_path):
     assert "bad.pt" in err
 
 
+def test_similarity_of_foreign_files_is_printed_and_drawn(cli, tmp_path):
+    torch.manual_seed(0)
+    base = torch.randn(40, 30)
+    torch.save({"fc.weight": base}, tmp_path / "a.pt")
+    torch.save({"module.fc.weight": base + 0.1 * torch.randn(40, 30)}, tmp_path / "b.pt")
+    torch.save({"fc.weight": torch.randn(40, 30), "fc.bias": torch.zeros(40)}, tmp_path / "c.pt")
+    code, out, _ = cli("similarity", tmp_path, "--json", "--tensors", "--spectra", "-o", tmp_path / "map.html")
+    assert code == 0
+    found = json.loads(out)
+    assert [(row["a"], row["b"], row["related"]) for row in found["pairs"]] == [
+        ("a.pt", "b.pt", True), ("a.pt", "c.pt", False), ("b.pt", "c.pt", False),
+    ]  # fmt: skip
+    assert found["pairs"][0]["spectral_distance"] < found["pairs"][0]["l2_distance"]
+    assert len(found["tensors"]) == 3 and found["left_out"][0]["reason"].startswith("no other model")
+    assert "fc.weight" not in (tmp_path / "map.html").read_text() and "a.pt" in (tmp_path / "map.html").read_text()
+    code, out, _ = cli("similarity", tmp_path / "a.pt", tmp_path / "b.pt", "--left-out")
+    assert code == 0
+    assert "1 are related" in out
+    code, _, err = cli("similarity", tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "map.gif")
+    assert code == 2
+    assert "map.gif" in err and ".svg" in err
+
+
 def test_studies_are_listed_and_shown(cli):
     code, out, _ = cli("study", "list", "--json")
     assert code == 0

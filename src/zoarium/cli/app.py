@@ -531,6 +531,50 @@ def weights(
 
 
 @app.command()
+def similarity(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders of models, zoos.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the map: .html, .svg, .png or .json.")
+    ] = None,
+    quantity: Annotated[str | None, typer.Option(help="What the map shows; default cosine_distance.")] = None,
+    spectra: Annotated[bool, typer.Option(help="Also compare singular values, which needs no equal names.")] = False,
+    tensors: Annotated[bool, typer.Option(help="Print a row a pair and tensor.")] = False,
+    left_out: Annotated[bool, typer.Option(help="Print what was not compared, and why.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Compare every pair of models by their weights, and tell which cannot be independent.
+
+    Needs no architecture and runs no code of the files. A folder stands for all models below it; a prefix of names
+    such as module. may differ. Example: [bold]zoarium similarity checkpoints/ -o map.html[/]
+    """
+    from zoarium.measure.similarity import weight_similarity_result
+
+    with progress("similarity", quiet=quiet or json) as bar:
+        found = weight_similarity_result(sources, spectra=spectra, per_tensor=tensors, on_progress=bar)
+    if output is not None:
+        from zoarium.report import write_similarity_map
+
+        write_similarity_map(found.pairs, output, quantity=quantity, models=found.models)
+    if json:
+        parts = {"pairs": found.pairs, "models": found.models, "left_out": found.left_out}
+        parts |= {"tensors": found.tensors} if tensors else {}
+        print_json({name: table.to_dicts() for name, table in parts.items()})
+        return
+    shown = ["a", "b", "related", *(["spectral_distance"] if spectra else []), "cosine_distance", "z", "l2_distance"]
+    first = [*shown, "share_a", "share_b", "identical", "matched"]
+    print_frame(found.tensors if tensors else found.pairs.select(first), as_json=False, rows=200)
+    if left_out:
+        print_frame(found.left_out, as_json=False, title="left out", rows=1000)
+    out.print(_escape(str(found)) + ".", soft_wrap=True)
+    if output is not None:
+        out.print(f"map: {_escape(str(output))}", soft_wrap=True)
+
+
+@app.command()
 def measures(json: Json = False) -> None:
     """List the measures with what they return."""
     import polars as pl

@@ -9,7 +9,7 @@ where these cannot tell, by the last part of its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BUFFERS = ("inv_freq", "position_ids", "masked_bias", "mel_basis", "fb", "window")  # tables computed, never learnt
-MATRIX_ROWS = 64  # rows looked at first; most tensors are told apart by them
+ROWS, COLUMNS = 64, 4096  # of the corner looked at first; most tensors are told apart by it
+BLOCK = 1 << 20  # numbers looked at once
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -102,7 +103,7 @@ def why_left_out(name: str, tensor: Tensor) -> str:
 
     Notes
     -----
-    Beside the tensor at most two bytes are held for each of its numbers, four for 8-bit floats.
+    Looks at a block of a million numbers at a time: beside the tensor some 20 MB are held, whatever its size and type.
 
     Examples
     --------
@@ -120,9 +121,7 @@ def why_left_out(name: str, tensor: Tensor) -> str:
     if last in BUFFERS or last.endswith("_buffer"):
         return "a computed table, by its name"
     values = tensor.detach()
-    if values.element_size() == 1:  # torch has no arithmetic for 8-bit floats
-        values = values.float()
-    low, high = (float(v) for v in torch.aminmax(values))  # NaN where any is
+    low, high = _extremes(values)
     if not (math.isfinite(low) and math.isfinite(high)):
         return "weights are not finite"
     if values.dim() < 2:
@@ -137,35 +136,93 @@ def why_left_out(name: str, tensor: Tensor) -> str:
     return _by_its_numbers(matrix, low, high)
 
 
+def _extremes(values: Tensor) -> tuple[float, float]:
+    """Least and largest number; NaN where any is."""
+    low, high = math.inf, -math.inf
+    for piece in values.flatten().split(BLOCK):
+        # torch has no order for 8-bit floats
+        least, most = torch.aminmax(piece.float() if piece.element_size() == 1 else piece)
+        if not math.isfinite(float(least)) or not math.isfinite(float(most)):
+            return math.nan, math.nan
+        low, high = min(low, float(least)), max(high, float(most))
+    return low, high
+
+
+def _blocks(matrix: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of at most `BLOCK` numbers that cover a matrix (out, in), the first a small one; 8 bits as float32."""
+    out, inward = matrix.shape
+    wide = min(inward, BLOCK)
+    tall = max(1, BLOCK // wide)
+    for top in range(0, out, tall):
+        for left in range(0, inward, wide):
+            rows, columns = slice(top, top + tall), slice(left, left + wide)
+            block = matrix[rows, columns]
+            yield rows, columns, block.float() if block.element_size() == 1 else block
+
+
+def _all(matrix: Tensor, holds: Callable[[Tensor, slice, slice], Tensor]) -> bool:
+    """Whether a relation holds everywhere in a matrix; most that do not fail in its first corner."""
+    few = matrix[:ROWS, :COLUMNS]
+    few = few.float() if few.element_size() == 1 else few
+    if not bool(holds(few, slice(0, ROWS), slice(0, COLUMNS)).all()):
+        return False
+    return all(bool(holds(block, rows, columns).all()) for rows, columns, block in _blocks(matrix))
+
+
 def _by_its_numbers(matrix: Tensor, low: float, high: float) -> str:
-    few = matrix[:MATRIX_ROWS]
     if low * high == 0:
         other = high or low
-        if _all((few == 0) | (few == other)) and _all((matrix == 0).logical_or_(matrix == other)):
+        if _all(matrix, lambda block, *_: (block == 0) | (block == other)):
             return f"mask or one-hot code: only 0 and {other:g}"
-    if int((few != 0).sum(1).max()) <= 1 or int((few != 0).sum(0).max()) <= 1:
-        filled = matrix != 0  # (out, in)
-        if int(filled.sum(1).max()) <= 1 and int(filled.sum(0).max()) <= 1:
-            return "diagonal or permutation"
-    if _all(few == few[:1]) and _all(matrix == matrix[:1]):
+    if _one_a_line(matrix):
+        return "diagonal or permutation"
+    row, column = matrix[:1].float(), matrix[:, :1].float()  # no type of weights but float64 loses anything
+    if matrix.dtype == torch.float64:
+        row, column = matrix[:1], matrix[:, :1]
+    if _all(matrix, lambda block, _, columns: block == row[:, columns]):
         return "every row is the same: a scaler or a buffer"
-    if _all(few == few[:, :1]) and _all(matrix == matrix[:, :1]):
+    if _all(matrix, lambda block, rows, _: block == column[rows]):
         return "every column is the same: a scaler or a buffer"
-    if max(-low, high) <= 1.001 and _is_sinusoidal(few):
+    if max(-low, high) <= 1.001 and (_is_sinusoidal(matrix) or _is_fourier_basis(matrix)):
         return "table of sines and cosines"
     return ""
 
 
-def _is_sinusoidal(rows: Tensor) -> bool:
-    """Whether neighbouring columns, or the two halves, are sine and cosine of one angle."""
-    width = rows.shape[1]
-    if width % 2 or rows.shape[0] < 3:
+def _one_a_line(matrix: Tensor) -> bool:
+    """Whether each row and each column holds at most one number that is not zero."""
+    few = matrix[:ROWS, :COLUMNS].float() != 0
+    if int(few.sum(0).max()) > 1 or int(few.sum(1).max()) > 1:
         return False
-    x = rows.double()
-    tolerance = 0.02 if rows.dtype in NARROW else 1e-4
+    across, down = torch.zeros(matrix.shape[0], dtype=torch.long), torch.zeros(matrix.shape[1], dtype=torch.long)
+    for rows, columns, block in _blocks(matrix):
+        filled = block != 0
+        across[rows] += filled.sum(1)
+        down[columns] += filled.sum(0)
+    return int(across.max()) <= 1 and int(down.max()) <= 1
+
+
+def _tolerance(matrix: Tensor) -> float:
+    return 0.02 if matrix.dtype in NARROW or matrix.element_size() == 1 else 1e-4
+
+
+def _is_sinusoidal(matrix: Tensor) -> bool:
+    """Whether neighbouring columns, or the two halves, are sine and cosine of one angle."""
+    width = matrix.shape[1]
+    if width % 2 or matrix.shape[0] < 3 or 3 * width > BLOCK:
+        return False
+    x = matrix[: min(ROWS, BLOCK // width)].double()
     halves = (x[:, ::2], x[:, 1::2]), (x[:, : width // 2], x[:, width // 2 :])
-    return any(_all((a.square() + b.square() - 1).abs() < tolerance) for a, b in halves)
+    return any(bool(((a.square() + b.square() - 1).abs() < _tolerance(matrix)).all()) for a, b in halves)
 
 
-def _all(mask: Tensor) -> bool:
-    return bool(mask.all())
+def _is_fourier_basis(matrix: Tensor) -> bool:
+    """Whether rows of the two halves are sine and cosine of one angle, under one window: a table for spectrograms."""
+    height, width = matrix.shape
+    if height % 2 or height < 6 or width < 4 or 6 * width > BLOCK:
+        return False
+    half, few = height // 2, min(ROWS, height // 2, BLOCK // (2 * width))
+    cosine, sine = (matrix[start : start + few].double().square() for start in (0, half))  # (few, width)
+    window, least = cosine + sine, _tolerance(matrix)
+    if not 0.5 < float(window.max()) < 1.001 or bool(((cosine - cosine[:1]).abs() < least).all()):
+        return False  # the second: weights of two values, say
+    return bool(((window - window[:1]).abs() < least).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zoarium.report.dataset_card import dataset_card
 from zoarium.report.findings import Finding, findings
+from zoarium.report.similarity_map import similarity_map, write_similarity_map
 from zoarium.report.tables import ReportData, collect
 from zoarium.report.write import chart, save_charts, warm_up, write_report
 
@@ -15,6 +16,8 @@ __all__ = [
     "dataset_card",
     "findings",
     "save_charts",
+    "similarity_map",
     "warm_up",
     "write_report",
+    "write_similarity_map",
 ]

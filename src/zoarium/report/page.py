@@ -31,7 +31,8 @@ def _asset(name: str) -> str:
     return files("zoarium.report").joinpath("page", name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
+    """A script as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -54,7 +55,7 @@ def page(data: ReportData) -> str:
     shown = {key: (title, body) for key, (title, body) in sections.items() if body}
     script = _asset("page.js")
     policy = (
-        f"default-src 'none'; script-src {_hash(bundle())} {_hash(script)}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {script_hash(bundle())} {script_hash(script)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return string.Template(_asset("page.html")).substitute(

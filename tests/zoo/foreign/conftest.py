@@ -121,7 +121,10 @@ def small_files(tmp_path) -> dict[str, Path]:
     constant = message((2, b"made"), (5, message((1, b"value"), (5, onnx_tensor("", torch.ones(2))))))
     files["onnx"].write_bytes(onnx_model(*(onnx_tensor(k, v) for k, v in TENSORS.items()), nodes=[constant]))
     rng = np.random.default_rng(0)
-    blocks = [(2, 18, 32), (3, 20, 32), (6, 22, 32), (7, 24, 32), (8, 34, 32), (12, 144, 256), (14, 210, 256)]
+    blocks = [
+        (2, 18, 32), (3, 20, 32), (6, 22, 32), (7, 24, 32), (8, 34, 32), (10, 84, 256), (11, 110, 256), (12, 144, 256),
+        (13, 176, 256), (14, 210, 256), (20, 18, 32), (23, 136, 256), (39, 17, 32),
+    ]  # fmt: skip
     entries = [
         (f"q{kind}", (2, numbers), kind, rng.integers(0, 48, 2 * size, dtype=np.uint8).tobytes())
         for kind, size, numbers in blocks

@@ -68,3 +68,15 @@ def test_a_thousand_flips_in_a_pickle_under_an_honest_checksum_read_or_give_a_se
                 archive.writestr(member, flipped(content, rng) if member == name else content)
         kept += survives(path)
     assert 0 < kept < 1000 and peak() - before < 300 * 1024
+
+
+def test_a_thousand_flipped_bytes_of_an_index_read_or_give_a_sentence(folder):
+    path = folder / "model.safetensors.index.json"
+    whole, rng, said = path.read_bytes(), random.Random("index"), []
+    for _ in range(1000):
+        path.write_bytes(flipped(whole, rng))
+        try:
+            dict(read_model(path))
+        except ZoariumError as error:
+            said.append(str(error))
+    assert said and all(folder.name in text and "\n" not in text for text in said)

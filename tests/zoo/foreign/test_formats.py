@@ -121,6 +121,89 @@ def test_onnx_numbers_in_lists_outside_and_in_branches_are_read(tmp_path, write)
     assert [s.path.name for s in model.sources] == ["m.onnx", "data.bin"]
 
 
+def test_onnx_sparse_tensors_functions_and_lists_of_tensors_are_read(tmp_path, write):
+    m = write.message
+    values = write.onnx_tensor("linear", torch.tensor([1.5, 2.5]))
+    linear = m((1, values), (2, write.onnx_tensor("", torch.tensor([1, 5]))), (3, 2), (3, 3))
+    pairs = m((1, write.onnx_tensor("pairs", torch.tensor([4, 5]))), (2, write.onnx_tensor("", torch.tensor(
+        [[0, 1], [1, 2]]))), (3, 2), (3, 3))  # fmt: skip
+    node = m((2, b"held"), (5, m((22, linear))))
+    two = m(
+        (2, b"two"), (5, m((10, write.onnx_tensor("a", torch.ones(1))), (10, write.onnx_tensor("b", torch.ones(2)))))
+    )
+    function = m((1, b"f"), (7, m((2, b"inner"), (5, m((5, write.onnx_tensor("", torch.tensor([7]))))))))
+    graph = m((1, node), (1, two), (15, linear), (15, pairs))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(m((1, 10), (7, graph), (25, function)))
+    dense = torch.tensor([[0, 1.5, 0], [0, 0, 2.5]])
+    assert_same(read_model(path), {
+        "linear": dense, "held": dense, "pairs": torch.tensor([[0, 4, 0], [0, 0, 5]]), "two": torch.ones(1),
+        "two~2": torch.ones(2), "inner": torch.tensor([7]),
+    })  # fmt: skip
+    assert read_model(path).tensors["linear"].stored == "sparse float32"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "stored", "numbers", "packed"),
+    [
+        (21, "uint4", torch.tensor([1, 15, 8], dtype=torch.uint8), b"\xf1\x08"),
+        (22, "int4", torch.tensor([1, -1, -8, 7], dtype=torch.int8), b"\xf1\x78"),
+        (23, "float4e2m1", torch.tensor([0.5, -6.0, 1.5]), b"\xf1\x03"),
+        (25, "uint2", torch.tensor([1, 0, 3, 2, 1], dtype=torch.uint8), b"\xb1\x01"),
+        (26, "int2", torch.tensor([1, 0, -1, -2, 1], dtype=torch.int8), b"\xb1\x01"),
+    ],
+)
+def test_onnx_numbers_of_less_than_a_byte_are_unpacked(tmp_path, write, kind, stored, numbers, packed, listed):
+    data = [(5, byte) for byte in packed] if listed else [(9, packed)]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(write.onnx_model(write.message((1, len(numbers)), (2, kind), (8, b"w"), *data)))
+    assert_same(read_model(path), {"w": numbers})
+    assert read_model(path).tensors["w"].stored == stored
+
+
+def test_onnx_lists_of_every_type_are_read_packed_or_one_by_one(tmp_path, write):
+    m = write.message
+    bits = {torch.float16: 10, torch.bfloat16: 16, torch.float8_e4m3fn: 17, torch.float8_e5m2: 19}
+    wanted, protos = {}, []
+
+    def varint(value):
+        return m((1, value))[1:]
+
+    for dtype, kind in bits.items():  # as whole numbers in int32_data
+        tensor = torch.tensor([1.5, -2.0, 0.25]).to(dtype)
+        size = torch.uint8 if tensor.element_size() == 1 else torch.uint16
+        numbers = [int(v) for v in tensor.view(size)]
+        for way, data in (
+            ("packed", [(5, b"".join(varint(v) for v in numbers))]),
+            ("single", [(5, v) for v in numbers]),
+        ):
+            wanted[f"{dtype} {way}"] = tensor
+            protos.append(m((1, 3), (2, kind), (8, f"{dtype} {way}".encode()), *data))
+    whole = {torch.bool: (9, 5), torch.int8: (3, 5), torch.uint8: (2, 5), torch.int16: (5, 5), torch.uint16: (4, 5),
+             torch.int32: (6, 5), torch.int64: (7, 7), torch.uint32: (12, 11), torch.uint64: (13, 11)}  # fmt: skip
+    for dtype, (kind, number) in whole.items():
+        numbers = [1, 0, 1] if dtype == torch.bool else [3, -4 if dtype.is_signed else 4, 100]
+        wanted[str(dtype)] = torch.tensor(numbers, dtype=dtype)
+        protos.append(m((1, 3), (2, kind), (8, str(dtype).encode()), (number, b"".join(varint(v) for v in numbers))))
+    for dtype, kind, number in ((torch.float64, 11, 10), (torch.complex64, 14, 4), (torch.complex128, 15, 10)):
+        wanted[str(dtype)] = torch.tensor([1.5, -2.5], dtype=dtype)
+        raw = wanted[str(dtype)].view(torch.uint8).numpy().tobytes()
+        protos.append(m((1, 2), (2, kind), (8, str(dtype).encode()), (number, raw)))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(write.onnx_model(*protos))
+    assert_same(read_model(path), wanted)
+
+
+def test_an_lstm_of_onnx_is_that_of_torch_with_its_gates_in_another_order(tmp_path, write):
+    cell = torch.nn.LSTMCell(3, 2)
+    i, f, g, o = cell.weight_ih.detach().chunk(4)
+    path = tmp_path / "lstm.onnx"  # as exporters write it: values are those of the file, in the order of the file
+    path.write_bytes(write.onnx_model(write.onnx_tensor("W", torch.cat([i, o, f, g])[None])))
+    i, o, f, g = read_model(path).tensor("W")[0].chunk(4)
+    assert torch.equal(torch.cat([i, f, g, o]), cell.weight_ih)
+
+
 def slow_block(kind, b):
     """One block, number by number, as the format describes it."""
     d, second = (float(np.frombuffer(b, "<f2", 1, at)[0]) for at in (0, 2))
@@ -136,8 +219,31 @@ def slow_block(kind, b):
         return [d * ((nibble(6, n) | (bits >> n & 1) << 4) - 16) for n in range(32)]
     if kind == 7:
         return [d * (nibble(8, n) | (bits >> n & 1) << 4) + second for n in range(32)]
+    levels = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+    fours = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+    if kind == 20:
+        return [d * levels[nibble(2, n)] for n in range(32)]
+    if kind == 39:
+        return [2.0 ** (b[0] - 128) * fours[nibble(1, n)] for n in range(32)]
     out = []
-    if kind == 12:
+    if kind == 23:
+        for n in range(256):
+            j = n // 32
+            s = (b[4 + j // 2] >> (4 * (j % 2)) & 15) | (int.from_bytes(b[2:4], "little") >> (2 * j) & 3) << 4
+            out.append(d * (s - 32) * levels[b[8 + 16 * j + n % 16] >> (4 * (n % 32 // 16)) & 15])
+        return out
+    if kind in (10, 11):
+        d, least = (float(np.frombuffer(b, "<f2", 1, at)[0]) for at in ((80, 82) if kind == 10 else (108, 108)))
+        for n in range(256):
+            half, shift, at, j = n // 128, n % 128 // 32, n % 32, n // 16
+            low = b[(16 if kind == 10 else 32) + 32 * half + at] >> (2 * shift) & 3
+            if kind == 10:
+                out.append(d * (b[j] & 15) * low - least * (b[j] >> 4))
+                continue
+            s = (b[96 + j % 8] >> (4 * (j // 8)) & 15) | (b[104 + j % 4] >> (2 * (j // 4)) & 3) << 4
+            out.append(d * (s - 32) * (low - (0 if b[at] >> (4 * half + shift) & 1 else 4)))
+        return out
+    if kind in (12, 13):
         q = b[4:16]
         for n in range(256):
             j = n // 32
@@ -145,7 +251,8 @@ def slow_block(kind, b):
                 s, m = q[j] & 63, q[j + 4] & 63
             else:
                 s, m = (q[j + 4] & 15) | (q[j - 4] >> 6) << 4, (q[j + 4] >> 4) | (q[j] >> 6) << 4
-            v = b[16 + 32 * (n // 64) + n % 32] >> (4 * (n // 32 % 2)) & 15
+            v = b[(16 if kind == 12 else 48) + 32 * (n // 64) + n % 32] >> (4 * (n // 32 % 2)) & 15
+            v |= (b[16 + n % 32] >> j & 1) << 4 if kind == 13 else 0
             out.append(d * s * v - second * m)
         return out
     d = float(np.frombuffer(b, "<f2", 1, 208)[0])
@@ -160,13 +267,17 @@ def slow_block(kind, b):
 
 @pytest.mark.parametrize(
     ("kind", "size", "numbers"),
-    [(2, 18, 32), (3, 20, 32), (6, 22, 32), (7, 24, 32), (8, 34, 32), (12, 144, 256), (14, 210, 256)],
-)
+    [
+        (2, 18, 32), (3, 20, 32), (6, 22, 32), (7, 24, 32), (8, 34, 32), (10, 84, 256), (11, 110, 256), (12, 144, 256),
+        (13, 176, 256), (14, 210, 256), (20, 18, 32), (23, 136, 256), (39, 17, 32),
+    ],
+)  # fmt: skip
 def test_gguf_blocks_are_dequantised_as_the_format_describes(tmp_path, write, kind, size, numbers):
     rng = np.random.default_rng(kind)
     content = bytearray(rng.integers(0, 256, 6 * size, dtype=np.uint8).tobytes())
     for block in range(6):
-        for at in (208,) if kind == 14 else (0, 2) if kind in (3, 7, 12) else (0,):  # finite scales
+        places = {14: (208,), 3: (0, 2), 7: (0, 2), 12: (0, 2), 13: (0, 2), 10: (80, 82), 11: (108,), 39: ()}
+        for at in places.get(kind, (0,)):  # finite scales
             content[block * size + at : block * size + at + 2] = np.float16(rng.normal()).tobytes()
     path = tmp_path / "q.gguf"
     path.write_bytes(write.gguf([("w", (3, 2 * numbers), kind, bytes(content))]))
@@ -213,6 +324,39 @@ def test_files_linked_from_a_hub_cache_are_read(tmp_path, tensors):
 def test_a_tensor_that_is_not_there_lists_some_that_are(small_files):
     with pytest.raises(StoreError, match=r"unknown tensor 'layer\.wieght'.*Did you mean 'layer\.weight'"):
         read_model(small_files["safetensors"]).tensor("layer.wieght")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "deflated", "legacy", "torchscript", "onnx", "gguf"])
+def test_parts_of_a_tensor_are_those_of_the_whole(small_files, kind):
+    model = read_model(small_files[kind])
+    for name, tensor in model:
+        flat, n = tensor.flatten(), tensor.numel()
+        for start, stop in {(0, n), (0, 0), (n, n), (n // 3, n), (n // 3, n - n // 4), (min(n, 1), min(n, 40))}:
+            part = model.part(name, start, stop)
+            assert part.dtype == flat.dtype and torch.equal(part, flat[start:stop]), (name, start, stop)
+
+
+def test_parts_of_views_and_of_shards_are_those_of_the_whole(tmp_path, folder):
+    base = torch.arange(24.0)
+    views = {"slice": base[4:10], "turned": base.reshape(4, 6).t(), "thin": base[::5], "one": base[7:8].reshape(1, 1)}
+    torch.save(views, tmp_path / "views.pt")
+    for model in (read_model(tmp_path / "views.pt"), read_model(folder)):
+        for name, tensor in model:
+            assert torch.equal(model.part(name, 1, tensor.numel()), tensor.flatten()[1:]) or tensor.numel() < 1
+
+
+def test_a_part_reads_only_itself_and_must_lie_inside(small_files):
+    model = read_model(small_files["safetensors"])
+    read, (source,) = [], model.sources
+    original = source.read
+    source.read = lambda offset, length, what="": read.append(length) or original(offset, length, what)
+    model.part("layer.weight", 2, 5)
+    assert read == [12]
+    for start, stop in [(-1, 2), (3, 2), (0, 13)]:
+        with pytest.raises(StoreError, match=f"'layer.weight' has 12 numbers, so none at {start} to {stop}"):
+            model.part("layer.weight", start, stop)
+    with pytest.raises(StoreError, match="unknown tensor"):
+        model.part("layer.wieght", 0, 1)
 
 
 def test_reading_the_table_reads_no_tensor_and_a_tensor_reads_only_itself(tmp_path):

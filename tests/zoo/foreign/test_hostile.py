@@ -152,6 +152,120 @@ def test_a_hostile_pickle_gives_a_sentence_and_takes_little_memory(tmp_path, wri
     assert taken < 200 * 1024, f"{taken} KiB more"
 
 
+SIZE = 1 << 18  # bytes of each pickle below
+NOISE = 4 << 20  # bytes that a process may take for reasons of its own
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00K\x04\x85K\x01\x85\x89NtR"
+)
+NAME = b"cos\nsystem\nq\x000"
+SWOLLEN = {  # pickles whose opcodes make as much as they can of a byte
+    "empty lists": lambda: b"]" * SIZE,
+    "empty dictionaries": lambda: b"}" * SIZE,
+    "dictionaries of one key": lambda: b"}NNs" * (SIZE // 4),
+    "stubs": lambda: NAME + b"h\x00)R" * (SIZE // 4),
+    "stubs with lists and keys": lambda: NAME + b"h\x00)RNaNNs" * (SIZE // 10),
+    "marks": lambda: b"(" * SIZE,
+    "nothings": lambda: b"N" * SIZE,
+    "tuples in tuples": lambda: b")" + b"\x85" * SIZE,
+    "short texts": lambda: b"\x8c\x01a" * (SIZE // 3),
+    "two-byte numbers": lambda: b"M\xff\xff" * (SIZE // 3),
+    "decimal numbers": lambda: b"F1\n" * (SIZE // 3),
+    "a sparse memo": lambda: b"N" + b"".join(b"r" + struct.pack("<I", 2 * n + 1) for n in range(SIZE // 5)),
+    "a full memo": lambda: b"N" + b"\x94" * SIZE,
+    "names": lambda: b"ca\nb\n" * (SIZE // 5),
+    "names of their own": lambda: b"".join(b"ca\n%x\n" % n for n in range(SIZE // 9)),
+    "lists copied": lambda: b"](" + b"N" * (SIZE // 2) + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 5_000,
+    "keys that are no keys": lambda: b"}(" + b")N" * (SIZE // 2) + b"u",
+    "one tensor under long names": lambda: b"}X\xe8\x03\x00\x00" + b"k" * 1000 + b"](" + TENSOR + b"q\x07"
+    + b"h\x07" * (SIZE // 2) + b"es",
+}  # fmt: skip
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+import torch
+from zoarium._core.errors import ZoariumError
+from zoarium.zoo.foreign import read_model
+
+def peak():  # of this program alone
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+def said(path):
+    try:
+        read_model(path)
+    except ZoariumError as error:
+        return str(error)
+    return ""
+
+paths = sorted(Path(sys.argv[1]).iterdir())
+said(paths[0])
+before, found = peak(), {}
+for path in paths:
+    text = said(path)
+    found[path.name] = [text, peak() - before]
+print(json.dumps(found))
+"""
+
+
+def memory_of(folder):
+    """What reading each file of a folder said, and what it took at most, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_pickle_takes_little_more_than_its_budget_of_memory_whatever_it_makes(tmp_path, write):
+    from zoarium.zoo.foreign.unpickler import MEMORY_FACTOR
+
+    for name, make in SWOLLEN.items():
+        write.torch_zip(tmp_path / f"{name}.pt", b"\x80\x02" + make() + b".", [("archive/data/0", bytes(16))])
+    found = memory_of(tmp_path)
+    assert len(found) == len(SWOLLEN)
+    for name, (said, taken) in found.items():
+        assert name in said and said.count("\n") == 0, (name, said)
+        assert taken < 2 * MEMORY_FACTOR * SIZE + NOISE, (name, taken / SIZE)
+
+
+def test_real_pickles_with_many_names_pass_the_budget(tmp_path):
+    net = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(100)])
+    optimiser = torch.optim.Adam(net.parameters())
+    net(torch.ones(2)).sum().backward()
+    optimiser.step()
+    extra = {"history": [n / 7 for n in range(5000)], "empty": [[] for _ in range(500)], "config": {"a": {"b": {}}}}
+    torch.save(net, tmp_path / "module.pt")
+    torch.save({"model": net.state_dict(), "optimizer": optimiser.state_dict(), **extra}, tmp_path / "checkpoint.pt")
+    for protocol in (2, 4, 5):
+        torch.save({f"{n}": torch.ones(1) for n in range(3000)}, tmp_path / f"p{protocol}.pt", pickle_protocol=protocol)
+    counts = [len(read_model(path)) for path in sorted(tmp_path.iterdir())]
+    assert counts == [200, 200, 3000, 3000, 3000]
+
+
+def test_headers_of_every_format_take_memory_in_proportion_to_their_file(tmp_path, write):
+    lists = b'{"a": [' + b",".join([b"[]"] * (SIZE // 3)) + b"]}"
+    safetensors(tmp_path / "lists.safetensors", lists)
+    tiny = b"".join(
+        b'"%x":{"dtype":"U8","shape":[],"data_offsets":[%d,%d]},' % (n, n, n + 1) for n in range(SIZE // 50)
+    )
+    safetensors(tmp_path / "tiny.safetensors", b"{" + tiny[:-1] + b"}", bytes(SIZE // 50))
+    small = write.message((2, 2), (9, b"\0"))  # a number of one byte, without a name
+    (tmp_path / "many.onnx").write_bytes(write.onnx_model(*[small] * (SIZE // len(small))))
+    nodes = [write.message((5, write.message((5, small))))] * (SIZE // 14)
+    (tmp_path / "nodes.onnx").write_bytes(write.onnx_model(nodes=nodes))
+    (tmp_path / "many.gguf").write_bytes(
+        write.gguf([(f"{n:x}", (), 24, b"\0") for n in range(SIZE // 40)], alignment=1)
+    )
+    empty = struct.pack("<IQ", 9, SIZE // 12) + struct.pack("<IQ", 0, 0) * (SIZE // 12)
+    (tmp_path / "lists.gguf").write_bytes(write.gguf([], [("k", 9, empty)]))
+    with zipfile.ZipFile(tmp_path / "members.pt", "w") as archive:
+        for n in range(SIZE // 100):
+            archive.writestr(f"{n:x}", b"")
+    for name, (said, taken) in memory_of(tmp_path).items():
+        assert said == "" or (name in said and said.count("\n") == 0), (name, said)
+        assert taken < 48 * SIZE + NOISE, (name, taken / SIZE)
+
+
 def test_a_large_object_under_many_keys_is_walked_once(tmp_path, write, monkeypatch):
     from zoarium.zoo.foreign import torch_pickle
 
@@ -218,6 +332,34 @@ def test_members_that_lead_out_of_the_archive_are_refused(tmp_path, write, membe
     path = write.torch_zip(tmp_path / "slip.pt", tensor_pickle(4, 0, (4,), (1,)), [(member, b"x")])
     refused(path, "leads out of the archive", DamagedError)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slip.pt"]
+
+
+def deflated_storages(path, write, sizes):
+    """A zip of deflated storages of zeros, one tensor each."""
+    names = [f"archive/data/{n}" for n in range(len(sizes))]
+    content = tensor_pickle(sizes[0] // 4, 0, (4,), (1,))
+    return write.torch_zip(path, content, [(n, bytes(s)) for n, s in zip(names, sizes, strict=True)], deflate=True)
+
+
+def test_storages_of_zeros_may_be_deflated_a_thousandfold_but_not_to_far_more_than_the_file(tmp_path, write):
+    tensors, _ = read_all(deflated_storages(tmp_path / "zeros.pt", write, [10**7]))
+    assert torch.equal(tensors["w"], torch.zeros(4))
+    many = deflated_storages(tmp_path / "bomb.pt", write, [10**7] * 8)
+    refused(many, "80000000|more than weights ever compress", DamagedError)
+
+
+def test_a_deflated_storage_of_many_views_is_inflated_once(tmp_path, write, monkeypatch):
+    from zoarium.zoo.foreign.archive import Archive
+
+    base = torch.arange(4000.0)
+    torch.save({f"v{n}": base[n : n + 4] for n in range(50)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as old, zipfile.ZipFile(tmp_path / "views.pt", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    inflated, original = [], Archive._inflate
+    monkeypatch.setattr(Archive, "_inflate", lambda self, name, *a: inflated.append(name) or original(self, name, *a))
+    tensors, _ = read_all(tmp_path / "views.pt")
+    assert torch.equal(tensors["v7"], base[7:11]) and sum(name.endswith("data/0") for name in inflated) == 1
 
 
 def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path, write):
@@ -298,8 +440,9 @@ def entry(start, end, shape=(4,), dtype="F32"):
         ({"\ud800": entry(0, 32, (8,))}, "not text of at most"),
         ([1, 2], "not a table of tensors"),
         ({"__metadata__": [1]}, "__metadata__ is not a table"),
-        (b"[" * 100_000, "nests too deep|not JSON"),
-        (b'{"a": ' * 100_000, "nests too deep|not JSON"),
+        (b"[" * 100_000, "opens 100000 lists in 100000 bytes"),
+        (b'{"a": ' * 100_000, "opens 100000 lists"),
+        (b'{"aaaaaaaa": ' * 20_000, "nests too deep|not JSON"),
         (b'{"a": {}, "a": {}}', "stands twice"),
         (b'{"a": 1' + b"0" * 5000 + b"}", "not JSON"),
         (b"{\xff}", "not JSON"),
@@ -351,6 +494,13 @@ def test_gguf_tensors_that_overlap_are_refused(tmp_path, write):
     refused(path, "claim the same bytes", DamagedError)
 
 
+def sparse(w, indices, shape):
+    """A model of one sparse initialiser with the values 1.5 and 2.5."""
+    values = w.onnx_tensor("t", torch.tensor([1.5, 2.5]))
+    dims = [(3, size) for size in shape]
+    return w.message((7, w.message((15, w.message((1, values), (2, w.onnx_tensor("", torch.tensor(indices))), *dims)))))
+
+
 def nested_graphs(w, depth):
     graph = w.message((5, w.onnx_tensor("t", torch.ones(1))))
     for _ in range(depth):
@@ -373,9 +523,23 @@ def external(w, location, offset=b"0"):
         (lambda w: w.onnx_model(w.message(*[(1, 1)] * 100, (2, 1))), "more than 64 axes"),
         (lambda w: w.onnx_model(w.message((1, b"\x01" * 100_000), (2, 1))), "more than 64 axes"),
         (lambda w: w.onnx_model(w.message((2, 77))), "ONNX type 77"),
+        (lambda w: w.onnx_model(w.message((1, 4))), "ONNX type 0"),
+        (lambda w: w.onnx_model(*[w.message((2, 2), (9, b"x"))] * 3000), "more than [0-9]+ tensors, too many"),
+        (lambda w: w.onnx_model(w.message((1, 5), (2, 22), (9, bytes(2)))), "needs 3 bytes and has 2"),
+        (lambda w: sparse(w, [0, 6], (2, 3)), "indices outside its shape"),
+        (lambda w: sparse(w, [-1, 0], (2, 3)), "indices outside its shape"),
+        (lambda w: sparse(w, [[0, 3], [0, 0]], (2, 3)), "indices outside its shape"),
+        (lambda w: sparse(w, [[0], [0]], (2, 3)), r"indices of shape \(2, 1\)"),
+        (lambda w: sparse(w, [0, 1, 2], (2, 3)), "needs 12 bytes and has 8"),
+        (lambda w: sparse(w, [0, 1], (2**20, 2**20)), "would take 4398046511104 bytes"),
+        (lambda w: sparse(w, [0, 1], (-1,)), "which no tensor has"),
+        (lambda w: w.message((7, w.message((15, w.message((3, 4)))))), "lacks values or indices"),
         (lambda w: w.onnx_model(w.onnx_tensor("t", torch.ones(4), (4, bytes(8)))), "lists 8 bytes"),
         (lambda w: w.onnx_model(w.message((2, 1), (8, b"n" * 3000), (9, bytes(4)))), "not text of at most"),
-        (lambda w: w.message((7, w.message((5, b"")))) + b"\x3a\xff\xff\xff\xff\x0f", "more than its message has"),
+        (
+            lambda w: w.message((7, w.message((5, w.message((2, 1)))))) + b"\x3a\xff\xff\xff\xff\x0f",
+            "more than its message has",
+        ),
         (lambda w: b"\x3a" + b"\xff" * 20, "has no end"),
         (lambda w: b"\x0f", "wire type 7"),
         (lambda w: nested_graphs(w, 40), "nest more than 32 deep"),

@@ -13,7 +13,9 @@ from pathlib import PurePosixPath
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium.zoo.foreign.source import AGAIN, BLOCK, SourceFile, check_apart, crc32, faults_named, shown
 
-MAX_RATIO = 100  # weights compress by a few per cent; a thousandfold is a bomb
+# Weights compress by a few per cent, zeros a thousandfold: what counts is the sum.
+MAX_RATIO, FREE = 20, 64 << 20  # bytes of all members for each of the file, and bytes that any file may unfold to
+CACHE = 64 << 20  # bytes of an inflated member that is kept for the next view of it
 LOCAL_HEADER = 30
 MAX_MEMBERS = 1_000_000
 
@@ -24,8 +26,8 @@ class Archive:
     Raises
     ------
     DamagedError
-        If the directory does not fit the file: sizes, overlaps, names that lead out of the archive, a compression
-        that only bombs reach.
+        If the directory does not fit the file: sizes, overlaps, names that lead out of the archive, members that
+        unfold to more than 20 times the file and 64 MiB.
     StoreError
         For encrypted members, or compressions other than stored and deflate.
     """
@@ -40,6 +42,8 @@ class Archive:
         self.members: dict[str, zipfile.ZipInfo] = {}
         self._starts: dict[str, int] = {}
         self._verified: set[str] = set()
+        self._kept: tuple[str, bytearray] | None = None
+        unfolded = 0
         for entry in entries:
             name = entry.filename
             parts = PurePosixPath(name).parts
@@ -52,11 +56,12 @@ class Archive:
                     f"{path}: member {shown(name)} is encrypted or compressed in a way we do not read; save it again."
                 )
             stored = entry.compress_type == zipfile.ZIP_STORED
-            most = entry.compress_size if stored else MAX_RATIO * entry.compress_size
-            if entry.file_size > most or (stored and entry.file_size != most):
+            unfolded += entry.file_size
+            if unfolded > MAX_RATIO * source.size + FREE or (stored and entry.file_size != entry.compress_size):
                 raise DamagedError(
-                    f"{path}: member {shown(name)} claims {entry.file_size} bytes from {entry.compress_size} in the "
-                    "file, more than weights ever compress; do not trust this file."
+                    f"{path}: member {shown(name)} claims {entry.file_size} bytes from {entry.compress_size}, and all "
+                    f"so far {unfolded} of a file of {source.size}, more than weights ever compress; do not trust this "
+                    "file."
                 )
             if entry.header_offset < 0 or entry.header_offset + LOCAL_HEADER + entry.compress_size > source.size:
                 raise DamagedError(f"{path}: member {shown(name)} reaches beyond the file of {source.size}; {AGAIN}.")
@@ -82,6 +87,10 @@ class Archive:
             f"{self.source.path}: member {shown(name)} does not have the checksum it was written with; {AGAIN}, or "
             "save it again if it was written with checksums switched off."
         )
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a member is not compressed."""
+        return self.members[name].compress_type == zipfile.ZIP_STORED
 
     def verify(self, name: str) -> None:
         """Check a stored member against its checksum, once, a block at a time."""
@@ -112,7 +121,11 @@ class Archive:
                 f"{entry.file_size}; {AGAIN}."
             )
         if entry.compress_type == zipfile.ZIP_DEFLATED:
-            return self._inflate(name, start, length)
+            if entry.file_size > CACHE:
+                return self._inflate(name, start, length)
+            if self._kept is None or self._kept[0] != name:  # or each of many views would inflate it again
+                self._kept = name, self._inflate(name, 0, entry.file_size)
+            return self._kept[1][start : start + length]
         if length == entry.file_size:
             content = self.source.read(self._start(name), length, f"member {shown(name)}")
             if crc32(content) != entry.CRC:

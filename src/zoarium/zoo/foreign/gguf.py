@@ -3,9 +3,11 @@
 Layouts of blocks follow the format of the ggml library (`ggml-common.h`); with scale d and minimum m in float16:
 
     Q4_0  d (q - 8)      Q4_1  d q + m      Q5_0  d (q - 16)      Q5_1  d q + m      Q8_0  d q       (32 numbers each)
-    Q4_K  d s q - m t    Q6_K  d s (q - 32)                                                          (256 numbers each)
+    IQ4_NL  d v[q]       MXFP4  2^(e - 128) v[q]                                                      (32 numbers each)
+    Q2_K, Q4_K, Q5_K  d s q - m t      Q3_K  d (s - 32) (q - 4)      Q6_K  d s (q - 32)
+    IQ4_XS  d (s - 32) v[q]                                                                          (256 numbers each)
 
-where s and t are small integer scales of sub-blocks. Everything is read as float32.
+where s and t are small integer scales of sub-blocks, and v a table of 16 values. Everything is read as float32.
 """
 
 from __future__ import annotations
@@ -75,14 +77,50 @@ def _q5_1(b: Array) -> Array:
     return _half(b, 0) * (_nibbles(b[:, 8:24]) | _fifth_bits(b, 4)) + _half(b, 2)
 
 
-def _q4_k(b: Array) -> Array:
-    packed = b[:, 4:16]  # twelve bytes: eight 6-bit scales and eight 6-bit minima
-    low, mid, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+def _scales_of_k(b: Array, at: int) -> tuple[Array, Array]:
+    """Twelve bytes: eight 6-bit scales and eight 6-bit minima."""
+    low, mid, high = b[:, at : at + 4], b[:, at + 4 : at + 8], b[:, at + 8 : at + 12]
     scale = np.concatenate([low & 63, (high & 15) | (low >> 6) << 4], axis=1)
     least = np.concatenate([mid & 63, (high >> 4) | (mid >> 6) << 4], axis=1)
-    q = b[:, 16:144].reshape(-1, 4, 1, 32)
-    q = np.concatenate([q & 15, q >> 4], axis=2).reshape(-1, 8, 32)
-    return ((_half(b, 0) * scale)[:, :, None] * q - (_half(b, 2) * least)[:, :, None]).reshape(-1, 256)
+    return _half(b, 0) * scale, _half(b, 2) * least  # (blocks, 8) each
+
+
+def _nibbles_of_k(b: Array, at: int) -> Array:
+    """128 bytes as 8 sub-blocks of 32: the low halves of 32 bytes, then their high halves."""
+    q = b[:, at : at + 128].reshape(-1, 4, 1, 32)
+    return np.concatenate([q & 15, q >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _shifted(b: Array, shifts: tuple[int, ...]) -> Array:
+    """Each run of 32 bytes shifted by each amount: (blocks, runs * shifts, 32)."""
+    runs = b.reshape(len(b), -1, 1, 32)
+    return np.concatenate([runs >> shift for shift in shifts], axis=2).reshape(len(b), -1, 32)
+
+
+def _q2_k(b: Array) -> Array:
+    scale, least = _half(b, 80) * (b[:, :16] & 15), _half(b, 82) * (b[:, :16] >> 4)  # (blocks, 16)
+    q = (_shifted(b[:, 16:80], (0, 2, 4, 6)) & 3).reshape(-1, 16, 16)
+    return (scale[:, :, None] * q - least[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(b: Array) -> Array:
+    low, high = b[:, 96:104], b[:, 104:108]  # sixteen 6-bit scales: nibbles, then pairs of bits
+    low = np.concatenate([low & 15, low >> 4], axis=1)
+    high = np.concatenate([(high >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
+    scale = _half(b, 108) * ((low | high << 4).astype(np.float32) - 32)
+    q = (_shifted(b[:, 32:96], (0, 2, 4, 6)) & 3) | (_shifted(b[:, :32], tuple(range(8))) & 1) << 2
+    return (scale[:, :, None] * (q.reshape(-1, 16, 16).astype(np.float32) - 4)).reshape(-1, 256)
+
+
+def _q4_k(b: Array) -> Array:
+    scale, least = _scales_of_k(b, 4)
+    return (scale[:, :, None] * _nibbles_of_k(b, 16) - least[:, :, None]).reshape(-1, 256)
+
+
+def _q5_k(b: Array) -> Array:
+    scale, least = _scales_of_k(b, 4)
+    q = _nibbles_of_k(b, 48) | (_shifted(b[:, 16:48], tuple(range(8))) & 1) << 4
+    return (scale[:, :, None] * q - least[:, :, None]).reshape(-1, 256)
 
 
 def _q6_k(b: Array) -> Array:
@@ -95,9 +133,31 @@ def _q6_k(b: Array) -> Array:
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # twice its values
+
+
+def _iq4_nl(b: Array) -> Array:
+    return _half(b, 0) * LEVELS[_nibbles(b[:, 2:18])]
+
+
+def _iq4_xs(b: Array) -> Array:
+    low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    high = np.stack([b[:, 2 + n // 4] >> 2 * (n % 4) & 3 for n in range(8)], axis=1)
+    scale = _half(b, 0) * ((low | high << 4).astype(np.float32) - 32)  # (blocks, 8)
+    q = b[:, 8:136].reshape(-1, 8, 16)
+    return (scale[:, :, None] * LEVELS[np.concatenate([q & 15, q >> 4], axis=2)]).reshape(-1, 256)
+
+
+def _mxfp4(b: Array) -> Array:
+    return np.ldexp(FP4[_nibbles(b[:, 1:17])], b[:, :1].astype(np.int32) - 128)
+
+
 BLOCKS: dict[int, tuple[str, int, int, Callable[[Array], Array]]] = {  # type: name, numbers, bytes, dequantise
     2: ("Q4_0", 32, 18, _q4_0), 3: ("Q4_1", 32, 20, _q4_1), 6: ("Q5_0", 32, 22, _q5_0), 7: ("Q5_1", 32, 24, _q5_1),
-    8: ("Q8_0", 32, 34, _q8_0), 12: ("Q4_K", 256, 144, _q4_k), 14: ("Q6_K", 256, 210, _q6_k),
+    8: ("Q8_0", 32, 34, _q8_0), 10: ("Q2_K", 256, 84, _q2_k), 11: ("Q3_K", 256, 110, _q3_k),
+    12: ("Q4_K", 256, 144, _q4_k), 13: ("Q5_K", 256, 176, _q5_k), 14: ("Q6_K", 256, 210, _q6_k),
+    20: ("IQ4_NL", 32, 18, _iq4_nl), 23: ("IQ4_XS", 256, 136, _iq4_xs), 39: ("MXFP4", 32, 17, _mxfp4),
 }  # fmt: skip
 
 
@@ -197,9 +257,18 @@ def read_gguf(source: SourceFile) -> ForeignModel:
         if kind in PLAIN:
             content = source.read(base + offset, size, f"tensor {shown(name)}")
             return to_tensor(content, tensors[name].dtype, tensors[name].shape)
-        return _dequantised(source, base + offset, kind, name, tensors[name])
+        flat = _dequantised(source, base + offset, kind, name, 0, tensors[name].numel)
+        return flat.reshape(tensors[name].shape)
 
-    return ForeignModel(path.name, "gguf", (source,), tensors, load, {"header": keys})
+    def load_part(name: str, start: int, stop: int) -> Tensor:
+        offset, _, kind = places[name]
+        if kind not in PLAIN:
+            return _dequantised(source, base + offset, kind, name, start, stop)
+        item = PLAIN[kind][2]
+        content = source.read(base + offset + start * item, (stop - start) * item, f"tensor {shown(name)}")
+        return to_tensor(content, tensors[name].dtype, (stop - start,))
+
+    return ForeignModel(path.name, "gguf", (source,), tensors, load, {"header": keys}, load_part)
 
 
 def _entry(cursor: _Cursor, tensors: dict[str, TensorInfo], places: dict[str, tuple[int, int, int]]) -> None:
@@ -227,16 +296,20 @@ def _entry(cursor: _Cursor, tensors: dict[str, TensorInfo], places: dict[str, tu
     tensors[name], places[name] = TensorInfo(dtype, shape, stored), (offset, size, kind)
 
 
-def _dequantised(source: SourceFile, at: int, kind: int, name: str, info: TensorInfo) -> Tensor:
+def _dequantised(source: SourceFile, at: int, kind: int, name: str, start: int, stop: int) -> Tensor:
+    """Numbers `start` to `stop` of the quantised tensor whose blocks begin at byte `at`."""
     import torch
 
     _, numbers, nbytes, unpack = BLOCKS[kind]
-    out = np.empty(info.numel, np.float32)
+    out = np.empty(stop - start, np.float32)
     step = CHUNK // numbers
+    end = -(-stop // numbers)  # the block after the last
     with np.errstate(over="ignore", invalid="ignore"):  # scales of infinity are the file's own
-        for first in range(0, info.numel // numbers, step):
-            blocks = min(step, info.numel // numbers - first)
+        for first in range(start // numbers, end, step):
+            blocks = min(step, end - first)
             raw = source.read(at + first * nbytes, blocks * nbytes, f"tensor {shown(name)}")
-            part = unpack(np.frombuffer(raw, np.uint8).reshape(blocks, nbytes))
-            out[first * numbers : (first + blocks) * numbers] = part.reshape(-1)
-    return torch.from_numpy(out).reshape(info.shape)
+            part = unpack(np.frombuffer(raw, np.uint8).reshape(blocks, nbytes)).reshape(-1)
+            begin = first * numbers
+            low, high = max(start, begin), min(stop, begin + blocks * numbers)
+            out[low - start : high - start] = part[low - begin : high - begin]
+    return torch.from_numpy(out)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What a file says of one tensor.
 
@@ -87,6 +87,7 @@ class ForeignModel:
     tensors: Mapping[str, TensorInfo]
     load: Callable[[str], Tensor] = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    load_part: Callable[[str, int, int], Tensor | None] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if len(self.tensors) > MAX_TENSORS:
@@ -144,3 +145,39 @@ class ForeignModel:
             raise StoreError(f"{self.sources[0].path}: " + unknown_name("tensor", name, few))
         with faults_named(self.sources[0].path, f"{self.format} (tensor {shown(name)})"):
             return self.load(name)
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Read a range of one tensor's numbers, without the rest where the file allows it.
+
+        Parameters
+        ----------
+        name : str
+            As in `tensors`.
+        start, stop : int
+            Positions in the flat tensor, ``0 <= start <= stop <= numel``.
+
+        Returns
+        -------
+        Tensor of shape (stop - start,)
+            What ``tensor(name).flatten()[start:stop]`` gives.
+
+        Raises
+        ------
+        StoreError, DamagedError
+            As `tensor`; also for a range the tensor does not have.
+
+        Notes
+        -----
+        Tensors that are transposed, compressed or listed number by number in their file are read whole.
+        """
+        if name in self.tensors and not 0 <= start <= stop <= self.tensors[name].numel:
+            raise StoreError(
+                f"{self.sources[0].path}: tensor {shown(name)} has {self.tensors[name].numel} numbers, so none at "
+                f"{start} to {stop}; ask for a range inside it."
+            )
+        if name in self.tensors and self.load_part is not None:
+            with faults_named(self.sources[0].path, f"{self.format} (tensor {shown(name)})"):
+                found = self.load_part(name, start, stop)
+            if found is not None:
+                return found
+        return self.tensor(name).flatten()[start:stop].clone()

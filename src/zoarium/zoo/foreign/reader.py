@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,8 @@ def read_model(path: str | Path) -> ForeignModel:
     -----
     Nothing in a file is run or imported. Pickles go through a machine of our own that knows only tensors and plain
     containers; everything else is recorded by name in ``metadata["stubs"]``. Headers are held in memory (at most
-    100 MB), tensors are not. The pickle inside a PyTorch file may have 32 MiB; a hostile one can make about 250 times
-    its size of small objects.
+    100 MB), tensors are not. The pickle inside a PyTorch file may have 64 MiB, and its objects 32 times its
+    size; other headers are bounded likewise ("Foreign files" in the documentation has the numbers).
 
     Examples
     --------
@@ -130,7 +131,7 @@ def _read_folder(folder: Path) -> ForeignModel:
     if "config.json" in names:
         facts["config"] = _read_json(beside(folder / "config.json", "config.json"))
     name = folder.name or folder.resolve().name
-    return ForeignModel(name, model.format, model.sources, model.tensors, model.load, facts)
+    return replace(model, name=name, metadata=facts)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -171,8 +172,12 @@ def _read_sharded(path: Path) -> ForeignModel:
     def load(tensor: str) -> Tensor:
         return shards[where[tensor]].tensor(tensor)
 
+    def load_part(tensor: str, start: int, stop: int) -> Tensor:
+        return shards[where[tensor]].part(tensor, start, stop)
+
     tensors = {tensor: shards[name].tensors[tensor] for tensor, name in where.items()}
     formats = sorted({shard.format for shard in shards.values()})
     sources = tuple(source for shard in shards.values() for source in shard.sources)
     name = path.name.removesuffix(".index.json")
-    return ForeignModel(name, "+".join(formats), sources, tensors, load, {k: v for k, v in facts.items() if v})
+    facts = {k: v for k, v in facts.items() if v}
+    return ForeignModel(name, "+".join(formats), sources, tensors, load, facts, load_part)

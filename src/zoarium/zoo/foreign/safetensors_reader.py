@@ -91,4 +91,10 @@ def read_safetensors(source: SourceFile) -> ForeignModel:
         info = tensors[name]
         return to_tensor(source.read(start, size, f"tensor {shown(name)}"), info.dtype, info.shape)
 
-    return ForeignModel(path.name, "safetensors", (source,), tensors, load, {"header": metadata} if metadata else {})
+    def load_part(name: str, first: int, last: int) -> Tensor:
+        item = ITEM_BYTES[tensors[name].dtype]
+        content = source.read(places[name][0] + first * item, (last - first) * item, f"tensor {shown(name)}")
+        return to_tensor(content, tensors[name].dtype, (last - first,))
+
+    facts = {"header": metadata} if metadata else {}
+    return ForeignModel(path.name, "safetensors", (source,), tensors, load, facts, load_part)

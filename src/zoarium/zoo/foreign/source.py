@@ -188,7 +188,10 @@ def check_apart(path: Path, spans: list[tuple[int, int, str]]) -> None:
 
 
 def parse_json(path: Path, content: bytes | bytearray, what: str) -> Any:
-    """JSON in `content`; a name given twice, or nesting too deep to follow, is an error."""
+    """JSON in `content`; a name given twice, nesting too deep to follow, or little but brackets, is an error."""
+    brackets = content.count(b"[") + content.count(b"{")
+    if 8 * brackets > len(content) + 2**16:  # each makes an object of 64 bytes; a tensor's entry has three in fifty
+        raise DamagedError(f"{path}: {what} opens {brackets} lists in {len(content)} bytes, so is none; {AGAIN}.")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

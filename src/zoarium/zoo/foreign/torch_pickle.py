@@ -7,7 +7,7 @@ the storages lie (a member of a zip archive, or a place in a file of the older f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +24,7 @@ from zoarium.zoo.foreign.source import (
     shown,
     to_tensor,
 )
-from zoarium.zoo.foreign.unpickler import Builder, Name, Stub, Unpickler
+from zoarium.zoo.foreign.unpickler import ENTRY, Builder, Name, Stub, Unpickler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +37,11 @@ STORAGES = {
 }  # fmt: skip
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params", "weights")
 MAX_DEPTH = 100
+ROOM, NAMED = 1 << 20, 500  # bytes free for names in any file; bytes a named tensor takes beside its name
 MAX_WRAPPERS = 4  # keys such as "model" in one another; each level is another walk over all objects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StorageRef:
     """A storage: `items` numbers of type `dtype` under a key; `start` where a view of the older format begins."""
 
@@ -55,7 +56,7 @@ class StorageRef:
         return self.items * ITEM_BYTES[self.dtype]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorRef:
     """A tensor that is not read yet: a strided view of a storage, all in elements of `dtype`."""
 
@@ -76,6 +77,16 @@ class TensorRef:
         item = ITEM_BYTES[self.dtype]
         last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         return self.offset * item, 0 if 0 in self.shape else (last + 1) * item
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its numbers lie side by side in their order."""
+        step = 1
+        for size, stride in zip(self.shape[::-1], self.stride[::-1], strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
 
     def view(self, content: bytearray) -> Tensor:
         """The tensor, contiguous, from the bytes of its span."""
@@ -160,6 +171,10 @@ class TorchPickle:
         assert self._machine is not None
         self._machine.spend(items)
 
+    def _pay(self, size: int) -> None:
+        assert self._machine is not None
+        self._machine.pay(size)
+
     def _items(self, args: tuple[Any, ...]) -> list[Any]:
         given = args[0] if args else []
         if not isinstance(given, (list, tuple)):
@@ -169,7 +184,9 @@ class TorchPickle:
 
     def _dictionary(self, args: tuple[Any, ...]) -> dict[Any, Any]:
         made = {}
-        for pair in self._items(args):
+        pairs = self._items(args)
+        self._pay(ENTRY * len(pairs))
+        for pair in pairs:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], (str, int)):
                 raise self._wrong("its pickle makes a dictionary of something else than pairs")
             made[pair[0]] = pair[1]
@@ -192,6 +209,8 @@ class TorchPickle:
         if not isinstance(key, str) or type(items) is not int or not 0 <= items * ITEM_BYTES[dtype] <= 2**60:
             raise self._wrong(f"storage {shown(key)} claims {shown(items)} numbers")
         whole = StorageRef(key, dtype, items)
+        if key not in self.storages:
+            self._pay(2 * ENTRY)
         if self.storages.setdefault(key, whole) != whole:
             raise self._wrong(f"storage {shown(key)} is described in two ways")
         if len(given) > 5 and given[5] is not None:  # (key, offset, size) of a view, before torch 0.4
@@ -236,29 +255,31 @@ class TorchPickle:
         return self._machine.call(args[0], args[2])
 
 
-def children(value: Any) -> list[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
     """What a container or stub holds, by name; modules show their parameters, buffers and parts as their own."""
     if isinstance(value, dict):
-        return [(str(k), v) for k, v in value.items() if isinstance(k, (str, int, float))]
-    if isinstance(value, (list, tuple)):
-        return [(str(n), v) for n, v in enumerate(value)]
-    if not isinstance(value, Stub):
-        return []
-    found = children(value.mapping) + children(value.items)
-    state = value.state
-    if isinstance(state, dict) and isinstance(state.get("_modules"), dict):  # a pickled nn.Module
-        for part in ("_parameters", "_buffers", "_modules"):
-            found += children(state.get(part))
-    elif isinstance(state, (dict, tuple)):
-        found += children(state)
-    return found
+        yield from ((str(k), v) for k, v in value.items() if isinstance(k, (str, int, float)))
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(n), v) for n, v in enumerate(value))
+    elif isinstance(value, Stub):
+        yield from children(value.mapping)
+        yield from children(value.items)
+        state = value.state
+        if isinstance(state, dict) and isinstance(state.get("_modules"), dict):  # a pickled nn.Module
+            for part in ("_parameters", "_buffers", "_modules"):
+                yield from children(state.get(part))
+        elif isinstance(state, (dict, tuple)):
+            yield from children(state)
 
 
-def tensors_in(path: Path, root: Any, stem: str = "", seen: set[int] | None = None) -> dict[str, TensorRef]:
+def tensors_in(
+    path: Path, root: Any, stem: str = "", seen: set[int] | None = None, *, room: int | None = None
+) -> dict[str, TensorRef]:
     """Every tensor under `root`, under names joined by dots; a name met twice gets ``~2``.
 
     A container reached in two ways is followed once, so shared or circular objects cost nothing; `seen` carries what
-    was followed from one call to the next.
+    was followed from one call to the next. Names may take `room` bytes: under one long key a list of one tensor many
+    times over would unfold to a thousand bytes for two in the file.
     """
     if isinstance(root, TensorRef):
         return {stem or "tensor": root}
@@ -268,7 +289,8 @@ def tensors_in(path: Path, root: Any, stem: str = "", seen: set[int] | None = No
     if id(root) in seen:
         return {}
     seen.add(id(root))
-    stack = [(stem, 0, iter(children(root)))]
+    room = room_for_names(path) if room is None else room
+    stack = [(stem, 0, children(root))]
     while stack:
         prefix, depth, rest = stack[-1]
         step = next(rest, None)
@@ -282,15 +304,24 @@ def tensors_in(path: Path, root: Any, stem: str = "", seen: set[int] | None = No
             if times[name] > 1:
                 name = f"{name}~{times[name]}"
             found[name] = value
-            if len(found) > MAX_TENSORS:
-                raise DamagedError(f"{path}: its pickle names more than {MAX_TENSORS} tensors; split the file.")
+            room -= len(name) + NAMED
+            if len(found) > MAX_TENSORS or room < 0:
+                raise DamagedError(
+                    f"{path}: its pickle unfolds into more than {len(found) - 1} names of tensors, too many for its "
+                    "size; split the file, or save a plain state dict."
+                )
         elif isinstance(value, (dict, list, tuple, Stub)) and id(value) not in seen:
             seen.add(id(value))
             if depth >= MAX_DEPTH:
                 raise DamagedError(f"{path}: its pickle nests more than {MAX_DEPTH} deep; save a plain state dict.")
             name = check_name(path, f"{prefix}.{key}" if prefix else key)
-            stack.append((name, depth + 1, iter(children(value))))
+            stack.append((name, depth + 1, children(value)))
     return found
+
+
+def room_for_names(path: Path) -> int:
+    """Bytes that names of tensors may take: some ten times what they take in files that hold each name once."""
+    return 32 * path.stat().st_size + ROOM
 
 
 def choose_weights(path: Path, root: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:

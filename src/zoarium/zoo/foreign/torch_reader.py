@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium.zoo.foreign.archive import Archive
 from zoarium.zoo.foreign.model import ForeignModel
-from zoarium.zoo.foreign.source import AGAIN, MAX_TENSORS, SourceFile, shown
+from zoarium.zoo.foreign.source import AGAIN, ITEM_BYTES, MAX_TENSORS, SourceFile, shown, to_tensor
 from zoarium.zoo.foreign.torch_pickle import ReadSpan, TensorRef, TorchPickle, choose_weights, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PICKLE = 32 * 2**20  # a checkpoint of 100,000 tensors needs about 15 MB
+MAX_PICKLE = 64 * 2**20  # a checkpoint of 400,000 tensors; objects may take 32 times as much (`MEMORY_FACTOR`)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -32,6 +32,22 @@ def _loader(refs: dict[str, TensorRef], places: Callable[[str], ReadSpan]) -> Ca
         return ref.view(places(name)(ref.storage.key, start, length))
 
     return load
+
+
+def _part_loader(
+    refs: dict[str, TensorRef], places: Callable[[str], ReadSpan | None]
+) -> Callable[[str, int, int], Tensor | None]:
+    """Ranges of tensors that lie in one piece in their storage; None for others."""
+
+    def load_part(name: str, start: int, stop: int) -> Tensor | None:
+        ref, read = refs[name], places(name)
+        if not ref.contiguous or read is None:
+            return None
+        item = ITEM_BYTES[ref.dtype]
+        content = read(ref.storage.key, (ref.offset + start) * item, (stop - start) * item)
+        return to_tensor(content, ref.dtype, (stop - start,))
+
+    return load_part
 
 
 def read_torch_zip(source: SourceFile) -> ForeignModel:
@@ -87,9 +103,12 @@ def read_torch_zip(source: SourceFile) -> ForeignModel:
         part = of[name]
         return lambda key, start, length: archive.read(f"{root}{part}/{key}", start, length)
 
+    def place_of_part(name: str) -> ReadSpan | None:  # a deflated storage would be inflated for every part of it
+        return place(name) if archive.is_stored(f"{root}{of[name]}/{refs[name].storage.key}") else None
+
     stubs = {k: v for pickle in pickles.values() for k, v in pickle.stubs.items()}
     kind = "torchscript" if script else "torch"
-    return _model(source, kind, refs, _loader(refs, place), facts, stubs)
+    return _model(source, kind, refs, _loader(refs, place), _part_loader(refs, place_of_part), facts, stubs)
 
 
 def _load_pickle(archive: Archive, pickle: TorchPickle, member: str) -> Any:
@@ -107,6 +126,7 @@ def _model(
     kind: str,
     refs: dict[str, TensorRef],
     load: Callable[[str], Tensor],
+    load_part: Callable[[str, int, int], Tensor | None],
     facts: dict[str, Any],
     stubs: dict[str, int],
 ) -> ForeignModel:
@@ -115,7 +135,8 @@ def _model(
         raise StoreError(f"{source.path} holds no tensor that can be read safely{seen}; save its state_dict().")
     if stubs:
         facts["stubs"] = stubs
-    return ForeignModel(source.path.name, kind, (source,), {k: ref.info for k, ref in refs.items()}, load, facts)
+    tensors = {k: ref.info for k, ref in refs.items()}
+    return ForeignModel(source.path.name, kind, (source,), tensors, load, facts, load_part)
 
 
 def read_torch_legacy(source: SourceFile) -> ForeignModel:
@@ -152,7 +173,8 @@ def read_torch_legacy(source: SourceFile) -> ForeignModel:
     def span(key: str, start: int, length: int) -> bytearray:
         return source.read(places[key] + start, length, f"storage {shown(key)}")
 
-    return _model(source, "torch-legacy", refs, _loader(refs, lambda _: span), facts, dict(pickle.stubs))
+    load, load_part = _loader(refs, lambda _: span), _part_loader(refs, lambda _: span)
+    return _model(source, "torch-legacy", refs, load, load_part, facts, dict(pickle.stubs))
 
 
 def _storage_places(path: Path, source: SourceFile, at: int, keys: list[str], pickle: TorchPickle) -> dict[str, int]:
