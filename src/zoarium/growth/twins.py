@@ -21,7 +21,7 @@ from zoarium.growth.presets import REFERENCE, Preset, register
 MEASURES: dict[str, dict[str, Any]] = {
     "performance": {},
     "hessian_trace": {"samples": 128, "rel_stderr": 0.1, "max_products": 60},
-    "mode_connectivity": {"epochs": 10},
+    "mode_connectivity": {"epochs": 30, "batch_size": 64},
     "cka": {"samples": 500},
 }
 
@@ -39,8 +39,8 @@ KEPT = "the axes, the optimiser and its schedule"
 
 def _resnet(data: str, depth: int) -> Preset:
     grid = Grid(
-        "resnet8" if depth == 18 else "resnet14", width=[1, 2, 4, 8, 16], batch_size=[8, 20, 50, 125, 250],
-        seed=range(2), optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", epochs=15,
+        "resnet8" if depth == 18 else "resnet14", width=[1, 2, 4, 8, 16] if depth == 18 else [1, 2, 4, 8],
+        batch_size=[6, 12, 25, 50, 100], seed=range(2), optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", epochs=15,
         clip_norm=None, drop_last=True, **IMAGES[data],
     )  # fmt: skip
     name = f"{data.replace('_', '-')}-resnet{depth}"
@@ -50,7 +50,7 @@ def _resnet(data: str, depth: int) -> Preset:
 
 def _vit(data: str) -> Preset:
     grid = Grid(
-        "vit", width=[4, 8, 16, 32, 64], batch_size=[8, 20, 50, 125, 250], seed=range(2), patch=2, depth=2,
+        "vit", width=[4, 8, 16, 32, 64], batch_size=[6, 12, 25, 50, 100], seed=range(2), patch=2, depth=2,
         heads=2,
         optimizer="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle", epochs=15, clip_norm=1.0, **IMAGES[data],
     )  # fmt: skip
