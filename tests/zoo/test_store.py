@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_sentence_and_the_zoo_is_as_it_was(zoo, stacked, cont
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for where in ("zoarium.zoo.store._write_synced", "zoarium.zoo.store.sync", "zoarium.zoo.weights.os.replace"):
+    for where in ("zoarium.zoo.store.write_synced", "zoarium.zoo.store.sync", "zoarium.zoo.weights.os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(where, full)
             with pytest.raises(StoreError, match=r"^cannot write .*the disk is full; free some space.*\.$"):

@@ -337,7 +337,7 @@ def export(
 @app.command()
 def check(
     zoo: ZooPath,
-    repair: Annotated[bool, typer.Option(help="Mark damaged models, so that the rest can be used.")] = False,
+    repair: Annotated[bool, typer.Option(help="Put back what can be rebuilt and set the rest aside.")] = False,
     json: Json = False,
 ) -> None:
     """Verify every file and every model of a zoo against its checksums; exit 1 if anything is damaged."""
@@ -347,9 +347,15 @@ def check(
 
     table = check_zoo(zoo, repair=repair)
     bad = table.filter(pl.col("state") != "ok")
-    print_frame(table if json else bad, as_json=json, title=str(zoo))
+    if json:
+        print_frame(table, as_json=True)
+    elif len(bad):
+        print_frame(bad.select("file", "id", "epoch", "state", "outcome" if repair else "detail"), as_json=False)
     if not json:
         out.print(f"{len(table) - len(bad)} of {len(table)} items are intact.")
+        lost = bad.filter(pl.col("outcome").str.starts_with("lost"))
+        if repair and len(bad):
+            out.print(f"repaired: {len(lost)} of {len(bad)} damaged items are lost, the others are put back or kept.")
     if len(bad):
         raise typer.Exit(1)
 
