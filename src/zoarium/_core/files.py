@@ -34,7 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text to `path` atomically; bytes of a file name that are no UTF-8 appear as ``\\udcff``."""
+    """Write UTF-8 text to `path` atomically; bytes of a file name that are no UTF-8 show as escapes."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 

@@ -85,8 +85,22 @@ class _Child:
         self.pipe.send(("report", None, message))
 
 
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent is gone: an orphan would go on, and hold the locks it inherited."""
+    parent = mp.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: Connection, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what an interrupt means; it ends us with SIGKILL
+    _end_with_parent()
     import torch
 
     torch.set_num_threads(1)
@@ -236,7 +250,7 @@ def run_tasks(
         finally:
             for pipe, process in pipes.items():
                 if process.is_alive():
-                    process.terminate()
+                    process.kill()
                 process.join()
                 pipe.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 import yaml
 
 from zoarium._core.errors import ZoariumError
+from zoarium.cli.interrupts import exit_codes
 from zoarium.cli.options import Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
@@ -27,8 +29,11 @@ app.add_typer(study_app, name="study")
 
 def run() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    with suppress(AttributeError, ValueError):  # names of files may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
+        with exit_codes():
+            app()
     except ZoariumError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(2)

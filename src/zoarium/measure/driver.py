@@ -73,11 +73,21 @@ def measure_zoo(
     ------
     MeasureError
         For an unknown measure or setting, or a pair of unknown models.
+    LockedError
+        If another process is growing or measuring this zoo, before anything is computed.
     """
     chosen = resolve(names, settings)
     budget = parse_bytes(memory)
     tasks = [task for method, own in chosen for task in plan_measure(zoo, method, own, pairs, budget)]
     tasks.sort(key=lambda task: -task.cost)  # long ones first, so that workers finish together
+    if tasks:  # what is stored already is free, also where nothing can be written
+        with zoo.store.locked():  # two who measured the same zoo would undo each other's work; better said at once
+            _run(zoo, tasks, workers, on_progress)
+    return zoo
+
+
+def _run(zoo: Zoo, tasks: Sequence[Task], workers: int | None, on_progress: Progress) -> None:
+    """Compute tasks and store their values every few seconds."""
     total = sum(len(task.keys) for task in tasks)
     done = 0
     finished: list[Finished] = []
@@ -93,7 +103,6 @@ def measure_zoo(
                 finished, last = [], time.monotonic()
     finally:
         _commit(zoo, finished)
-    return zoo
 
 
 @dataclass(frozen=True)

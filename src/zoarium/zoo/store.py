@@ -419,6 +419,7 @@ class Store:
                 prune_copies(self.root, self.manifest)
 
     def content(self, file: str) -> bytes | None:
+        """Content of a table, in its place or pending, if it is what was written; None otherwise."""
         info = self.manifest.files.get(file)
         return None if info is None else self._read(file, info) or self._read(file + PENDING, info)
 
