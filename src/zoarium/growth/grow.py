@@ -279,8 +279,9 @@ def _train(
                 continue
             waiting.append((todo[index], grown))
             if time.monotonic() - committed > COMMIT_EVERY_S:
-                _commit(zoo, job, waiting)
-                waiting, committed = [], time.monotonic()
+                batch, waiting = waiting, []  # what a full disk refused is not tried again on the way out
+                _commit(zoo, job, batch)
+                committed = time.monotonic()
     finally:
         _commit(zoo, job, waiting)
     if interrupted:

@@ -99,8 +99,9 @@ def _run(zoo: Zoo, tasks: Sequence[Task], workers: int | None, on_progress: Prog
             done += len(tasks[index].keys)
             on_progress(tasks[index].method.name, done, total)
             if time.monotonic() - last > COMMIT_EVERY_S:
-                _commit(zoo, finished)
-                finished, last = [], time.monotonic()
+                batch, finished = finished, []  # what a full disk refused is not tried again on the way out
+                _commit(zoo, batch)
+                last = time.monotonic()
     finally:
         _commit(zoo, finished)
 

@@ -65,12 +65,11 @@ def check_zoo(path: str | Path, *, repair: bool = False) -> pl.DataFrame:
     first = (MANIFEST, None, None, said, "" if store.lost is None else str(store.lost))
     with store.locked() if repair else nullcontext():
         found = [first, *findings(store)]
-        outcomes = [""] * len(found)
+        rows = [(*finding, "") for finding in found]
         if repair and any(state != "ok" for *_, state, _ in found):
             from zoarium.zoo.repair import repair_zoo
 
-            outcomes = repair_zoo(store, found)
-    rows = [(*finding, outcome) for finding, outcome in zip(found, outcomes, strict=True)]
+            rows = repair_zoo(store, found)
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 

@@ -22,8 +22,10 @@ NEEDED = ("models.parquet", "checkpoints.parquet")
 BLOCK = 2**22
 
 
-def repair_zoo(store: Store, found: Sequence[Finding]) -> list[str]:
-    """Mend what `found` says is damaged, in a zoo whose lock is held; what was done about each finding.
+def repair_zoo(store: Store, found: Sequence[Finding]) -> list[tuple[str, str | None, int | None, str, str, str]]:
+    """Mend what `found` says is damaged, in a zoo whose lock is held; the findings, each with what was done about it.
+
+    What a damaged table had hidden is found, and mended, once that table has been put back.
 
     Raises
     ------
@@ -43,7 +45,10 @@ def repair_zoo(store: Store, found: Sequence[Finding]) -> list[str]:
             if outcome:
                 outcomes[file] = outcome
     store.forget()
-    rest = [finding for finding in findings(store) if finding[3] != "ok"]
+    known = {finding[:3] for finding in found}
+    second = list(findings(store))
+    found = [*found, *(finding for finding in second if finding[:3] not in known)]
+    rest = [finding for finding in second if finding[3] != "ok"]
     for file, id, _, _, detail in rest:
         if id is None and file in NEEDED:
             raise DamagedError(
@@ -60,7 +65,7 @@ def repair_zoo(store: Store, found: Sequence[Finding]) -> list[str]:
     except OSError as error:
         raise write_error(store.root / BACKUP, error) from error
     bad_rows = {(file, id, epoch) for file, id, epoch, *_ in rest if id is not None}
-    said = []
+    said: list[str] = []
     for file, id, epoch, state, _ in found:
         if state == "ok":
             said.append("")
@@ -72,7 +77,7 @@ def repair_zoo(store: Store, found: Sequence[Finding]) -> list[str]:
             said.append(forgotten[file, id])
         else:
             said.append(outcomes.get(file, "put back"))
-    return said
+    return [(*finding, outcome) for finding, outcome in zip(found, said, strict=True)]
 
 
 def _make_way(store: Store) -> None:

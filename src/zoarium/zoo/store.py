@@ -119,7 +119,7 @@ class Store:
                 write_copies(root, manifest, {}, lambda file: None)
             else:
                 store.unbegun = True
-                write_bytes(root / UNBEGUN, b"")
+                (root / UNBEGUN).touch()
         except OSError as error:
             raise write_error(root, error) from error
         if temporary:
