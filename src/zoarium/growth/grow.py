@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -167,7 +168,7 @@ def _batches(zoo: Zoo, configs: Sequence[ModelConfig]) -> list[str]:
 def _open_or_create(out: str | Path | None, grid: Grid, base: Mapping[str, Dataset]) -> Zoo:
     from zoarium.zoo import Zoo
 
-    if out is not None and (Path(out) / "zoo.json").exists():
+    if out is not None and os.path.exists(Path(out) / "zoo.json"):
         zoo = Zoo.open(out)
         for name, dataset in base.items():
             known = (zoo.info.get("data") or {}).get(name)

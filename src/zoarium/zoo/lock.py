@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -30,6 +31,8 @@ class WriterLock:
     def __init__(self, root: Path) -> None:
         from filelock import FileLock, Timeout
 
+        if not root.is_dir():  # to lock would make the folder anew
+            raise write_error(root, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
         self.root = root
         self.owner = os.getpid()
         self._lock: Any = FileLock(root / LOCK, timeout=0, thread_local=False)

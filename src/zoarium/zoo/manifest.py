@@ -6,6 +6,7 @@ version, the type of every field, and that no file name leads out of the folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -176,7 +177,7 @@ def read_manifest(root: Path) -> Manifest:
         Not what was written, or missing where the copies of a zoo's tables lie.
     """
     path = root / MANIFEST
-    copies = (root / BACKUP).is_dir()
+    copies = os.path.isdir(root / BACKUP)
     way_out = f"run: zoarium check {root} --repair" if copies else "restore it from a copy of the zoo"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
@@ -191,6 +192,8 @@ def read_manifest(root: Path) -> Manifest:
     except PermissionError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions.") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise StoreError(f"cannot read {path}: {error.strerror}; choose a shorter path.") from error
         raise DamagedError(f"{path} cannot be read ({error.strerror or error}); {way_out}.") from error
     if len(content) > MANIFEST_LIMIT:
         raise StoreError(f"{path} is larger than {MANIFEST_LIMIT // 2**20} MiB, which no zoo.json is; check the path.")

@@ -79,7 +79,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """Open the zoo in a folder; only `zoo.json` is read."""
-        root = Path(path)
+        root = _printable(Path(path))
         return cls(root, read_manifest(root))
 
     @classmethod
@@ -106,7 +106,7 @@ class Store:
         With ``begin=False`` the folder becomes a zoo with the first commit, and is none if that never comes.
         """
         temporary = path is None
-        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else Path(path)
+        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else _printable(Path(path))
         try:
             if not temporary:
                 _make_room(root)
@@ -446,6 +446,16 @@ def _state(path: Path) -> str:
     if not path.exists():
         return "is a link that leads nowhere"
     return "is not what was written (its checksum differs)" if path.is_file() else "is not a file"
+
+
+def _printable(root: Path) -> Path:
+    """Refuse a path that is no text: safetensors cannot open what lies there."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        shown = str(root).encode(errors="backslashreplace").decode()
+        raise StoreError(f"a zoo cannot lie in {shown}: this name is not valid UTF-8; rename that folder.") from None
+    return root
 
 
 def _make_room(root: Path) -> None:
