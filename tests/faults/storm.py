@@ -122,16 +122,23 @@ def strike(after: int, torn: bool) -> None:
         return wrapped
 
     if torn:
-        whole = files.write_synced
+        whole, synced = Path.write_bytes, files.write_synced
 
-        def half(path: Path, content: bytes) -> None:
+        def half(path: Path, content: bytes) -> int:
             if count():
-                path.write_bytes(content[: len(content) // 2])
+                whole(path, content[: len(content) // 2])
                 os.killpg(0, signal.SIGKILL)
-            whole(path, content)
+            return whole(path, content)
 
-        for module in (files, sys.modules["zoarium.zoo.store"], sys.modules["zoarium.zoo.backup"]):
-            setattr(module, "write_synced", half)  # noqa: B010 (each module has its own name for it)
+        def half_synced(path: Path, content: bytes) -> None:
+            if count():
+                whole(path, content[: len(content) // 2])
+                os.killpg(0, signal.SIGKILL)
+            synced(path, content)
+
+        Path.write_bytes = half  # type: ignore[method-assign]
+        for module in (files, sys.modules["zoarium.zoo.store"]):
+            setattr(module, "write_synced", half_synced)  # noqa: B010 (each module has its own name for it)
     else:
         for name in CALLS:
             setattr(os, name, deadly(getattr(os, name)))

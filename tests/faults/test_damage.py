@@ -339,7 +339,7 @@ def test_a_repair_cut_off_at_any_step_can_be_run_again(zoo, tmp_path, monkeypatc
 
         with monkeypatch.context() as patched:
             patched.setattr(os, call, crash)
-            patched.setattr("zoarium.zoo.store._unlink", lambda path: None)
+            patched.setattr("zoarium.zoo.store.unlink", lambda path: None)
             patched.setattr("zoarium.zoo.transaction.Transaction.rollback", lambda self: None)
             try:
                 check_zoo(root, repair=True)

@@ -105,7 +105,7 @@ def test_a_crash_at_any_step_leaves_the_old_zoo_or_the_new_one(tmp_path, zoo, st
         with monkeypatch.context() as patched:
             patched.setattr(os, call, crash)
             # a dead process does not tidy up behind itself either
-            patched.setattr("zoarium.zoo.store._unlink", lambda path: None)
+            patched.setattr("zoarium.zoo.store.unlink", lambda path: None)
             patched.setattr(transaction.Transaction, "rollback", lambda self: None)
             try:
                 change(victim, stacked)

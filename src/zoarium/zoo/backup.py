@@ -2,8 +2,9 @@
 
 The copies lie in ``backup/`` and are named after what they hold: ``zoo-GENERATION.json`` and ``TABLE-SHA256.parquet``
 (the first 16 digits). Those of the next commit are therefore written beside those of the last and before `zoo.json` is
-replaced, so that at whatever moment a process dies, the commit that counts has its copies. Readers never look at them;
-`zoarium check --repair` does, and believes a copy only if it is, byte for byte, what `zoo.json` lists.
+replaced, so that at whatever moment a process dies, the commit that counts has its copies. They are not forced to the
+disk: that would double the cost of a commit, and what they are copies of has been. Readers never look at them; `zoarium
+check --repair` does, and believes a copy only if it is, byte for byte, what `zoo.json` lists.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from zoarium._core.errors import StoreError
-from zoarium._core.files import sync, write_synced
 from zoarium.zoo.manifest import BACKUP, FileInfo, Manifest, parse_manifest
 
 KEPT = ("models.parquet", "checkpoints.parquet", "history.parquet")
@@ -55,12 +55,11 @@ def write_copies(
     (root / BACKUP).mkdir(exist_ok=True)
     for copy, file in wanted.items():
         if file == "zoo.json":
-            write_synced(root / copy, manifest.to_bytes())
+            (root / copy).write_bytes(manifest.to_bytes())
         elif not _has_size(root / copy, manifest.files[file].size):
             content = contents[file] if file in contents else read(file)
             if content is not None:
-                write_synced(root / copy, content)
-    sync(root / BACKUP)
+                (root / copy).write_bytes(content)
 
 
 def prune_copies(root: Path, manifest: Manifest) -> None:

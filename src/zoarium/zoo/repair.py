@@ -14,8 +14,9 @@ from zoarium._core.errors import DamagedError, StoreError
 from zoarium._core.files import replacing, set_aside, write_bytes, write_error
 from zoarium.zoo.backup import bad_copies, read_copy, write_copies
 from zoarium.zoo.check import Finding, findings
+from zoarium.zoo.folder import FOLDERS
 from zoarium.zoo.manifest import BACKUP, MANIFEST, DataInfo, FileInfo
-from zoarium.zoo.store import FOLDERS, Store
+from zoarium.zoo.store import Store
 from zoarium.zoo.transaction import Transaction
 
 NEEDED = ("models.parquet", "checkpoints.parquet")

@@ -29,12 +29,10 @@ from zoarium._core.digest import sha256_file
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium._core.files import set_aside, sync, write_bytes, write_error, write_synced
 from zoarium.zoo.backup import newest_manifest, prune_copies, write_copies
+from zoarium.zoo.folder import FOLDERS, PENDING, UNBEGUN, make_room, printable, state_of, unlink
 from zoarium.zoo.lock import WriterLock
 from zoarium.zoo.manifest import BACKUP, MANIFEST, FileInfo, Manifest, read_manifest
 
-PENDING = ".pending"
-FOLDERS = ("", "measures", "pairs", "cells", "weights", "data")
-UNBEGUN = ".unfinished"  # marks a folder that becomes a zoo with its first commit, as a copy does with its last step
 UNFINISHED = "growing"  # states of programs that were interrupted
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 GONE = (FileNotFoundError, NotADirectoryError)
@@ -79,7 +77,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """Open the zoo in a folder; only `zoo.json` is read."""
-        root = _printable(Path(path))
+        root = printable(Path(path))
         return cls(root, read_manifest(root))
 
     @classmethod
@@ -106,10 +104,10 @@ class Store:
         With ``begin=False`` the folder becomes a zoo with the first commit, and is none if that never comes.
         """
         temporary = path is None
-        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else _printable(Path(path))
+        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else printable(Path(path))
         try:
             if not temporary:
-                _make_room(root)
+                make_room(root)
             root.mkdir(parents=True, exist_ok=True)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(created=created, software=software_versions(), **header)
@@ -163,7 +161,7 @@ class Store:
         except PermissionError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions.") from error
         except OSError as error:
-            raise DamagedError(f"{path} {_state(path)}; {self._repair}.") from error
+            raise DamagedError(f"{path} {state_of(path)}; {self._repair}.") from error
         if not path.is_file():
             raise DamagedError(f"{path} is not a file; {self._repair}.")
         if size != info.size:
@@ -244,7 +242,7 @@ class Store:
             # a writer may have committed, or renamed, between our reads
             unchanged = 0 if self.refresh() else unchanged + 1
         path = self.root / file
-        raise DamagedError(f"{path} {_state(path)}; {self._repair}.")
+        raise DamagedError(f"{path} {state_of(path)}; {self._repair}.")
 
     def _read(self, file: str, info: FileInfo) -> bytes | None:
         """Content of a file that is what was written; None if it is missing or damaged."""
@@ -346,7 +344,7 @@ class Store:
                     elif clean and entry.is_file():
                         temporary = entry.name.startswith(".") and entry.name.endswith(".tmp")
                         if temporary or (name not in listed and folder in ("weights", "data")):
-                            _unlink(Path(entry.path))
+                            unlink(Path(entry.path))
         prune_copies(self.root, self.manifest)
         self.unsettled = False
 
@@ -359,7 +357,7 @@ class Store:
             except OSError as error:
                 raise write_error(self.root / file, error) from error
         else:
-            _unlink(pending)
+            unlink(pending)
 
     def commit(
         self, manifest: Manifest, tables: dict[str, pl.DataFrame | None], contents: dict[str, bytes], new: list[str]
@@ -405,17 +403,17 @@ class Store:
                 for file in contents:
                     os.replace(self.root / (file + PENDING), self.root / file)
                 for name in gone:
-                    _unlink(self.root / name)
+                    unlink(self.root / name)
                 prune_copies(self.root, manifest)
                 if self.unbegun:
-                    _unlink(self.root / UNBEGUN)
+                    unlink(self.root / UNBEGUN)
                     self.unbegun = False
                 self.unsettled = False
         finally:
             if not committed:
-                _unlink(temporary)
+                unlink(temporary)
                 for file in contents:
-                    _unlink(self.root / (file + PENDING))
+                    unlink(self.root / (file + PENDING))
                 prune_copies(self.root, self.manifest)
 
     def content(self, file: str) -> bytes | None:
@@ -432,54 +430,6 @@ class Store:
                 self._tables[name] = frame
         if "models" in tables:
             self._rows = None
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _state(path: Path) -> str:
-    """What is wrong with a file that is not what was written."""
-    if not os.path.lexists(path):
-        return "is missing"
-    if not path.exists():
-        return "is a link that leads nowhere"
-    return "is not what was written (its checksum differs)" if path.is_file() else "is not a file"
-
-
-def _printable(root: Path) -> Path:
-    """Refuse a path that is no text: safetensors cannot open what lies there."""
-    try:
-        str(root).encode()
-    except UnicodeEncodeError:
-        shown = str(root).encode(errors="backslashreplace").decode()
-        raise StoreError(f"a zoo cannot lie in {shown}: this name is not valid UTF-8; rename that folder.") from None
-    return root
-
-
-def _make_room(root: Path) -> None:
-    """Refuse a folder that holds something, unless that is what was left of making a zoo there."""
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise StoreError(f"cannot make a zoo in {root}: it is not empty, or choose another folder.")
-    if (root / UNBEGUN).exists() and not os.path.lexists(root / MANIFEST):
-        for folder in (*FOLDERS[1:], BACKUP):
-            shutil.rmtree(root / folder, ignore_errors=True)
-        for path in root.glob("*" + PENDING):
-            _unlink(path)
-        for name in (".lock", ".lock.json", UNBEGUN):
-            _unlink(root / name)
-    for path in root.glob(f".{MANIFEST}.*.tmp"):
-        _unlink(path)
-    if any(root.iterdir()):
-        kind = "is not empty"
-        if (root / MANIFEST).exists():
-            kind = "already holds a zoo; open it with za.open"
-        elif newest_manifest(root) is not None:
-            kind = f"holds a zoo whose zoo.json is missing; run: zoarium check {root} --repair"
-        raise StoreError(f"cannot make a zoo in {root}: it {kind}, or choose another folder.")
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
