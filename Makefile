@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo-zoo
 
-.PHONY: demo test format lint types tests docs studies bench setup clean help
+.PHONY: demo test format lint types tests docs studies storm bench setup clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -44,6 +44,9 @@ docs: $(STAMP)   ## build the site; a warning is an error
 studies: $(STAMP) ## run every study on fresh seeds and rewrite docs/studies.md
 	$(BIN)/zoarium study run --all --store studies/results
 	$(BIN)/zoarium study page --results studies/results -o docs/studies.md
+
+storm: $(STAMP)  ## kill a zoo's whole life at random, 60 times, and compare the bits (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/storm.py $$(mktemp -d) --kills 60
 
 bench: $(STAMP)  ## time us and the peers in the same run (its own environment, several minutes)
 	benchmarks/run.sh
