@@ -202,10 +202,12 @@ def test_two_files_of_one_size_that_changed_places_are_noticed(zoo):
 
 
 def another_commit(zoo: Zoo) -> None:
+    measured = zoo.stored("performance")
+    assert measured is not None
     with zoo.writing() as tx:
         tx.set_models(zoo.store.models.with_columns(note=pl.lit("later")))
         tx.upsert("history", pl.DataFrame({"id": [zoo.ids[0]], "epoch": [9]}), key=["id", "epoch"])
-        tx.upsert("measures/performance", zoo.stored("performance").with_columns(value=pl.lit(0.5)),
+        tx.upsert("measures/performance", measured.with_columns(value=pl.lit(0.5)),
                   key=["id", "epoch", "quantity"])  # fmt: skip
 
 

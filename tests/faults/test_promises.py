@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
 
 
-def tests_in(path: Path) -> set[str]:
+def functions_of(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -19,7 +19,7 @@ def test_every_test_that_the_page_names_exists():
     named = re.findall(r"`(tests/[\w/.]+)::(\w+)`", PAGE)
     assert len(named) >= 20
     for file, test in named:
-        assert test in tests_in(ROOT / file), f"{file}::{test}"
+        assert test in functions_of(ROOT / file), f"{file}::{test}"
 
 
 def test_the_counts_on_the_page_are_those_of_the_tests():
