@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo-zoo
 
-.PHONY: demo test format lint types tests docs studies twins bench setup clean help
+.PHONY: demo test format lint types tests docs studies twins storm bench setup clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -48,6 +48,8 @@ studies: $(STAMP) ## run every study on fresh seeds and rewrite docs/studies.md
 twins: $(STAMP)  ## grow and label the offline twins of the twelve published zoos and rewrite docs/twins.md
 	$(BIN)/zoarium twins run --all --store studies/twins
 	$(BIN)/zoarium twins page --results studies/twins -o docs/twins.md
+storm: $(STAMP)  ## kill a zoo's whole life at random, 60 times, and compare the bits (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/storm.py $$(mktemp -d) --kills 60
 
 bench: $(STAMP)  ## time us and the peers in the same run (its own environment, several minutes)
 	benchmarks/run.sh

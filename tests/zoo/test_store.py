@@ -105,7 +105,7 @@ def test_a_crash_at_any_step_leaves_the_old_zoo_or_the_new_one(tmp_path, zoo, st
         with monkeypatch.context() as patched:
             patched.setattr(os, call, crash)
             # a dead process does not tidy up behind itself either
-            patched.setattr("zoarium.zoo.store._unlink", lambda path: None)
+            patched.setattr("zoarium.zoo.store.unlink", lambda path: None)
             patched.setattr(transaction.Transaction, "rollback", lambda self: None)
             try:
                 change(victim, stacked)
@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_sentence_and_the_zoo_is_as_it_was(zoo, stacked, cont
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for where in ("zoarium.zoo.store._write_synced", "zoarium.zoo.store.sync", "zoarium.zoo.weights.os.replace"):
+    for where in ("zoarium.zoo.store.write_synced", "zoarium.zoo.store.sync", "zoarium.zoo.weights.os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(where, full)
             with pytest.raises(StoreError, match=r"^cannot write .*the disk is full; free some space.*\.$"):

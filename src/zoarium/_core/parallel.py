@@ -113,9 +113,22 @@ class _Child:
     hand_over = report
 
 
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent is gone: an orphan would go on, and hold the locks it inherited."""
+    parent = mp.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(function: Callable[[Any, Worker], Any], tasks: Sequence[Any], pipe: Connection, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler of the parent's, such as Ray's
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what an interrupt means; it ends us with SIGKILL
+    _end_with_parent()
     import torch
 
     torch.set_num_threads(1)
@@ -307,7 +320,7 @@ def _run_here(
         finally:
             for pipe, process in pipes.items():
                 if process.is_alive():
-                    process.terminate()
+                    process.kill()
                 process.join()
                 pipe.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from zoarium._core.errors import ZoariumError
+from zoarium.cli.interrupts import exit_codes
 from zoarium.cli.options import Address, Backend, Cores, Json, Memory, Quiet, Settings, Workers, ZooPath
 from zoarium.cli.output import err, out, print_frame, print_json, progress
 from zoarium.cli.study import study_app
@@ -31,8 +32,11 @@ app.add_typer(twins_app, name="twins")
 
 def run() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    with suppress(AttributeError, ValueError):  # names of files may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
+        with exit_codes():
+            app()
     except ZoariumError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(2)
@@ -496,7 +500,7 @@ def _quiet_hub() -> Iterator[None]:
 @app.command()
 def check(
     zoo: ZooPath,
-    repair: Annotated[bool, typer.Option(help="Mark damaged models, so that the rest can be used.")] = False,
+    repair: Annotated[bool, typer.Option(help="Put back what can be rebuilt and set the rest aside.")] = False,
     json: Json = False,
 ) -> None:
     """Verify every file and every model of a zoo against its checksums; exit 1 if anything is damaged."""
@@ -506,9 +510,15 @@ def check(
 
     table = check_zoo(zoo, repair=repair)
     bad = table.filter(pl.col("state") != "ok")
-    print_frame(table if json else bad, as_json=json, title=str(zoo))
+    if json:
+        print_frame(table, as_json=True)
+    elif len(bad):
+        print_frame(bad.select("file", "id", "epoch", "state", "outcome" if repair else "detail"), as_json=False)
     if not json:
         out.print(f"{len(table) - len(bad)} of {len(table)} items are intact.")
+        lost = bad.filter(pl.col("outcome").str.starts_with("lost"))
+        if repair and len(bad):
+            out.print(f"repaired: {len(lost)} of {len(bad)} damaged items are lost, the others are put back or kept.")
     if len(bad):
         raise typer.Exit(1)
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zoarium.cli.interrupts import Interrupted
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -92,7 +94,7 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[float, float, str
                     yield update
     except KeyboardInterrupt:
         err.print("interrupted: what was done is saved; run the same command again to resume.")
-        raise SystemExit(130) from None
+        raise Interrupted from None
 
 
 @contextmanager

@@ -6,14 +6,16 @@ the process that does, which puts them where the worker would have.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoarium._core.digest import sha256_file
-from zoarium._core.files import replacing
+from zoarium._core.files import replacing, write_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,30 +146,55 @@ class PostRoom:
 
 
 def _plain(state: Mapping[str, Tensor]) -> State:
-    return {k: v.contiguous() for k, v in state.items()}
+    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
 def _read_state(path: Path) -> tuple[State | None, dict[str, WeightsFile]]:
+    """A saved state and the checkpoints written before it; nothing if there is none, or if any of it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     from zoarium.zoo.weights import WeightsFile
 
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["files"])
+            told = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        files = {key: WeightsFile.from_dict(value) for key, value in told.items()}
+        if told["digest"] != _digest(state, told["files"]):
+            return None, {}
+        files = {key: WeightsFile.from_dict(value) for key, value in json.loads(told["files"]).items()}
         root = path.parent.parent
         if all((root / f.name).exists() and sha256_file(root / f.name) == f.info.sha256 for f in files.values()):
             return state, files
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         pass
-    return None, {}
+    return None, {}  # the program is trained again from its start, to the same bits
 
 
 def _write_state(path: Path, state: Mapping[str, Tensor], files: Mapping[str, WeightsFile]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     told = json.dumps({key: file.to_dict() for key, file in files.items()})
-    with replacing(path) as temporary:
-        save_file(_plain(state), temporary, metadata={"files": told})
+    plain = _plain(state)
+    try:
+        path.parent.mkdir(exist_ok=True)  # not its parents: a zoo that has gone away does not come back half
+        with replacing(path) as temporary:
+            save_file(plain, temporary, metadata={"files": told, "digest": _digest(plain, told)})
+    except SafetensorError as error:  # a full disk is one of these, not an OSError
+        number = re.search(r"os error (\d+)", str(error))
+        raise write_error(path, OSError(int(number[1]) if number else 0, str(error))) from error
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _digest(state: Mapping[str, Tensor], files: str) -> str:
+    """BLAKE2b-128 of a state and of what is said of the files written before it."""
+    import torch
+
+    digest = hashlib.blake2b(files.encode(), digest_size=16)
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

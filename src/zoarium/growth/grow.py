@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,7 +203,7 @@ def _batches(zoo: Zoo, configs: Sequence[ModelConfig]) -> list[str]:
 def _open_or_create(out: str | Path | None, grid: Grid, base: Mapping[str, Dataset]) -> Zoo:
     from zoarium.zoo import Zoo
 
-    if out is not None and (Path(out) / "zoo.json").exists():
+    if out is not None and os.path.exists(Path(out) / "zoo.json"):
         zoo = Zoo.open(out)
         for name, dataset in base.items():
             known = (zoo.info.get("data") or {}).get(name)
@@ -320,8 +321,9 @@ def _train(
                 grown = replace(grown, files=room.files_of(todo[index]))
             waiting.append((todo[index], grown))
             if time.monotonic() - committed > COMMIT_EVERY_S:
-                _commit(zoo, job, waiting)
-                waiting, committed = [], time.monotonic()
+                batch, waiting = waiting, []  # what a full disk refused is not tried again on the way out
+                _commit(zoo, job, batch)
+                committed = time.monotonic()
     finally:
         _commit(zoo, job, waiting)
     if interrupted:

@@ -38,10 +38,10 @@ KEPT = "the axes, the optimiser and its schedule"
 
 
 def _resnet(data: str, depth: int) -> Preset:
+    net, widths = ("resnet8", [1, 2, 4, 8, 16]) if depth == 18 else ("resnet14", [1, 2, 4, 8])
     grid = Grid(
-        "resnet8" if depth == 18 else "resnet14", width=[1, 2, 4, 8, 16] if depth == 18 else [1, 2, 4, 8],
-        batch_size=[6, 12, 25, 50, 100], seed=range(2), optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", epochs=15,
-        clip_norm=None, drop_last=True, **IMAGES[data],
+        net, width=widths, batch_size=[6, 12, 25, 50, 100], seed=range(2), optimizer="sgd", lr=0.1, momentum=0.9,
+        weight_decay=5e-4, schedule="one_cycle", epochs=15, clip_norm=None, drop_last=True, **IMAGES[data],
     )  # fmt: skip
     name = f"{data.replace('_', '-')}-resnet{depth}"
     chosen = "a shallower net, smaller images, fewer of them, 15 epochs, no augmentation"

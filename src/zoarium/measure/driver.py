@@ -81,30 +81,38 @@ def measure_zoo(
     ------
     MeasureError
         For an unknown measure or setting, or a pair of unknown models.
+    LockedError
+        If another process is growing or measuring this zoo, before anything is computed.
     """
     chosen = resolve(names, settings)
     check_backend(backend, address)
     budget = parse_bytes(memory)
     tasks = [task for method, own in chosen for task in plan_measure(zoo, method, own, pairs, budget)]
     tasks.sort(key=lambda task: -task.cost)  # long ones first, so that workers finish together
+    if tasks:  # what is stored already is free, also where nothing can be written
+        with zoo.store.locked():  # two who measured the same zoo would undo each other's work; better said at once
+            _run(zoo, tasks, on_progress, backend=backend, address=address, workers=workers)
+    return zoo
+
+
+def _run(zoo: Zoo, tasks: Sequence[Task], on_progress: Progress, **where: Any) -> None:
+    """Compute tasks, `where` as :func:`run_tasks` takes it, and store their values every few seconds."""
     total = sum(len(task.keys) for task in tasks)
     done = 0
     finished: list[Finished] = []
     last = time.monotonic()
     jobs = [Job.of(zoo, task) for task in tasks]
     try:
-        for index, (values, seconds) in run_tasks(
-            run_job, jobs, backend=backend, address=address, workers=workers, send=Job.sent
-        ):
+        for index, (values, seconds) in run_tasks(run_job, jobs, send=Job.sent, **where):
             finished.append((tasks[index], values, seconds))
             done += len(tasks[index].keys)
             on_progress(tasks[index].method.name, done, total)
             if time.monotonic() - last > COMMIT_EVERY_S:
-                _commit(zoo, finished)
-                finished, last = [], time.monotonic()
+                batch, finished = finished, []  # what a full disk refused is not tried again on the way out
+                _commit(zoo, batch)
+                last = time.monotonic()
     finally:
         _commit(zoo, finished)
-    return zoo
 
 
 @dataclass(frozen=True)

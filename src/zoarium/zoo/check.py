@@ -1,7 +1,8 @@
-"""Verify a zoo, byte for byte and model by model, and set damaged models aside so that the rest can be used."""
+"""Verify a zoo, byte for byte and model by model; :mod:`zoarium.zoo.repair` mends what this finds."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 import polars as pl
 
-from zoarium._core.digest import sha256_file
 from zoarium._core.errors import DamagedError, StoreError
-from zoarium.zoo.manifest import DataInfo, FileInfo
+from zoarium.zoo.backup import bad_copies, complete, copies_of, newest_manifest
+from zoarium.zoo.manifest import BACKUP, MANIFEST, FileInfo
 from zoarium.zoo.store import Store
-from zoarium.zoo.transaction import Transaction
 from zoarium.zoo.weights import read_rows, row_digests
 
-SCHEMA = {"file": pl.String, "id": pl.String, "epoch": pl.Int64, "state": pl.String, "detail": pl.String}
-NEVER_LOST = ("models", "checkpoints")
+SCHEMA = {
+    "file": pl.String, "id": pl.String, "epoch": pl.Int64, "state": pl.String, "detail": pl.String,
+    "outcome": pl.String,
+}  # fmt: skip
 CHUNK = 256 * 2**20  # bytes of weights verified at once
 
 Finding = tuple[str, str | None, int | None, str, str]
@@ -31,44 +33,81 @@ def check_zoo(path: str | Path, *, repair: bool = False) -> pl.DataFrame:
     path : path
         The zoo.
     repair : bool, default False
-        Forget damaged checkpoints and tables that can be measured again. A model whose last checkpoint is lost gets
-        the status ``damaged``; growing the same grid again grows it anew.
+        Put back what can be rebuilt, and forget the rest, so that what is left is sound. `zoo.json` and the tables of
+        models, checkpoints and history come back from their copies in ``backup/``. Damaged weights and measures are
+        forgotten: a model whose last checkpoint is lost gets the status ``damaged``; growing the same grid again grows
+        it anew, and measuring again measures what is missing.
 
     Returns
     -------
     polars.DataFrame
         A row a file (``id`` empty) and a row a stored checkpoint: ``file``, ``id``, ``epoch``, ``state`` ("ok",
-        "damaged" or "missing", as found before any repair) and ``detail``.
+        "damaged", "missing" or "unreadable", as found before any repair), ``detail``, and ``outcome``: what a repair
+        did about it.
 
     Raises
     ------
     StoreError
-        If the folder is no zoo.
+        If the folder is no zoo; or if a repair finds a file that may not be read, which says nothing about damage.
     DamagedError
-        If `zoo.json` is damaged, or a repair would need the models or checkpoints table, which nothing can rebuild.
+        If `zoo.json` is damaged and so are its copies, or a repair would need a table of models or of checkpoints
+        whose copy is damaged too.
     LockedError
         If a repair is asked for while another process is writing.
 
     Notes
     -----
-    Reads the whole zoo once; memory stays below 1 GB whatever its size, unless one model is larger.
+    Reads the whole zoo once (a repair that finds damage, twice); memory stays below 1 GB whatever its size, unless one
+    model is larger. A damaged `zoo.json` is kept as ``zoo.json.damaged``.
     """
-    store = Store.open(path)
+    store = _opened(Path(path))
+    said = "ok" if store.lost is None else "damaged" if os.path.lexists(store.root / MANIFEST) else "missing"
+    first = (MANIFEST, None, None, said, "" if store.lost is None else str(store.lost))
     with store.locked() if repair else nullcontext():
-        findings = list(_findings(store))
-        if repair and any(state != "ok" for *_, state, _ in findings):
-            _repair(store, findings)
-    return pl.DataFrame(findings, schema=SCHEMA, orient="row")
+        found = [first, *findings(store)]
+        rows = [(*finding, "") for finding in found]
+        if repair and any(state != "ok" for *_, state, _ in found):
+            from zoarium.zoo.repair import repair_zoo
+
+            rows = repair_zoo(store, found)
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-def _findings(store: Store) -> Iterator[Finding]:
-    yield "zoo.json", None, None, "ok", ""
+def _opened(root: Path) -> Store:
+    """The zoo by its zoo.json, or by the copy of it where that is damaged, missing, or of an earlier commit."""
+    store = Store.open_copy(root)
+    if store.lost is None:
+        newest = newest_manifest(root)
+        if (
+            newest is not None
+            and newest.generation > store.manifest.generation
+            and complete(root, newest)
+            and not _tables_sound(store)
+            and _tables_sound(Store(root, newest, lost=DamagedError("")))
+        ):
+            way_out = f"run: zoarium check {root} --repair"
+            store = Store(
+                root, newest, lost=DamagedError(f"{root / MANIFEST} is that of an earlier commit; {way_out}.")
+            )
+    return store
+
+
+def _tables_sound(store: Store) -> bool:
+    return all(_table_finding(store, name)[3] == "ok" for name in store.table_names)
+
+
+def findings(store: Store) -> Iterator[Finding]:
+    """What is there, file by file and checkpoint by checkpoint: (file, id, epoch, state, detail)."""
     for name in store.table_names:
         yield _table_finding(store, name)
+    bad = dict(bad_copies(store.root, store.manifest))
+    if (store.root / BACKUP).is_dir():
+        for copy in copies_of(store.manifest):
+            yield _finding(store, copy, DamagedError(bad[copy]) if copy in bad else None)
     try:
         checkpoints = store.frame("checkpoints").sort("file", "row")
         models = store.models
-    except DamagedError:
+    except StoreError:
         return  # said above; without them no weights can be told apart
     groups = {str(file): part for (file,), part in checkpoints.group_by("file", maintain_order=True)}
     for file, info in store.manifest.files.items():
@@ -83,27 +122,31 @@ def _findings(store: Store) -> Iterator[Finding]:
             yield "checkpoints.parquet", id, None, "missing", "a trained model without weights"
 
 
+def _finding(store: Store, file: str, error: Exception | None) -> Finding:
+    if error is None:
+        return file, None, None, "ok", ""
+    if not isinstance(error, DamagedError):
+        return file, None, None, "unreadable", str(error)
+    there = os.path.lexists(store.root / file)
+    return file, None, None, "damaged" if there else "missing", str(error)
+
+
 def _table_finding(store: Store, name: str) -> Finding:
-    file = f"{name}.parquet"
     try:
         store.table(name)
-    except (DamagedError, StoreError) as error:
-        there = (store.root / file).exists()
-        return file, None, None, "damaged" if there else "missing", str(error)
-    return file, None, None, "ok", ""
+    except StoreError as error:
+        return _finding(store, f"{name}.parquet", error)
+    return _finding(store, f"{name}.parquet", None)
 
 
 def _file_finding(store: Store, file: str, info: FileInfo) -> Finding:
     if store.on_hub(file):
         return file, None, None, "ok", "on the hub, not downloaded yet"
     try:
-        path = store.verified_path(file)
-        if sha256_file(path) != info.sha256:
-            return file, None, None, "damaged", "its checksum differs"
-    except (StoreError, OSError) as error:
-        there = (store.root / file).exists()
-        return file, None, None, "damaged" if there else "missing", str(error)
-    return file, None, None, "ok", ""
+        store.verified_path(file, whole=True)
+    except StoreError as error:
+        return _finding(store, file, error)
+    return _finding(store, file, None)
 
 
 def _row_findings(store: Store, file: str, part: pl.DataFrame) -> Iterator[Finding]:
@@ -111,61 +154,17 @@ def _row_findings(store: Store, file: str, part: pl.DataFrame) -> Iterator[Findi
     step = max(1, CHUNK // max(1, info.row_bytes if info else 1))
     for start in range(0, len(part), step):
         chunk = part[start : start + step]
-        for id, epoch, problem in _bad_rows(store, file, chunk):
-            yield file, id, epoch, "damaged" if problem else "ok", problem
+        for id, epoch, state, problem in _rows(store, file, chunk):
+            yield file, id, epoch, state, problem
 
 
-def _bad_rows(store: Store, file: str, chunk: pl.DataFrame) -> Iterator[tuple[str, int, str]]:
+def _rows(store: Store, file: str, chunk: pl.DataFrame) -> Iterator[tuple[str, int, str, str]]:
     keys = list(chunk.select("id", "epoch", "digest").iter_rows())
     try:
         found: list[Any] = row_digests(read_rows(store.verified_path(file), chunk["row"].to_list()))
-        problem = "its weights are not what was written"
+        state, problem = "damaged", "its weights are not what was written"
     except StoreError as error:
         found, problem = [None] * len(keys), str(error)
+        state = "damaged" if isinstance(error, DamagedError) else "unreadable"
     for (id, epoch, digest), seen in zip(keys, found, strict=True):
-        yield id, epoch, "" if seen == digest else problem
-
-
-def _repair(store: Store, findings: list[Finding]) -> None:
-    bad = [finding for finding in findings if finding[3] != "ok"]
-    transaction = Transaction(store)
-    for file, id, _, _, detail in bad:
-        name = file.removesuffix(".parquet")
-        if id is None and name in NEVER_LOST:
-            raise DamagedError(
-                f"{detail.rstrip('.')}; this table cannot be rebuilt: restore it from a copy of the zoo."
-            )
-        if id is None and file.endswith(".parquet"):
-            transaction.replace(name, None)
-        if id is None and file.startswith("data/"):
-            transaction.drop_file(file)
-            described = store.manifest.data
-            for data, info in described.items():
-                if info.source == "stored" and info.fingerprint in file:
-                    transaction.describe_data(data, DataInfo.model_validate({**dict(info), "source": "external"}))
-    checkpoints, models = store.frame("checkpoints"), store.models
-    lost = pl.DataFrame(
-        [(id, epoch) for _, id, epoch, *_ in bad if id is not None and epoch is not None],
-        schema={"id": pl.String, "epoch": pl.Int64}, orient="row",
-    )  # fmt: skip
-    last = checkpoints.group_by("id").agg(pl.col("epoch").max())
-    aside = set(lost.join(last, on=["id", "epoch"])["id"]) | {id for _, id, epoch, *_ in bad if id and epoch is None}
-    if len(lost):
-        transaction.replace(
-            "checkpoints", checkpoints.join(lost, on=["id", "epoch"], how="anti", maintain_order="left")
-        )
-    if aside:
-        status = pl.when(pl.col("id").is_in(list(aside))).then(pl.lit("damaged")).otherwise(pl.col("status"))
-        transaction.set_models(models.with_columns(status.alias("status")))
-    kept = set((transaction.table("checkpoints") if len(lost) else checkpoints)["file"])  # type: ignore[index]
-    for file, id, *_ in bad:
-        if id is None and file in kept:  # some of its models are intact, and their digests say so
-            old = store.manifest.files[file]
-            transaction.take_file(file, old.model_copy(update={"sha256": sha256_file(store.root / file)}))
-        elif id is None and file.startswith("weights/"):
-            transaction.drop_file(file)
-    try:
-        transaction.commit()
-    except BaseException:
-        transaction.rollback()
-        raise
+        yield id, epoch, "ok" if seen == digest else state, "" if seen == digest else problem

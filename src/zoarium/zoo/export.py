@@ -12,6 +12,7 @@ import polars as pl
 from zoarium._core.errors import DamagedError
 from zoarium._core.files import write_error
 from zoarium.zoo.cohorts import Place, load_places
+from zoarium.zoo.store import Store
 
 if TYPE_CHECKING:
     from zoarium.zoo.zoo import Zoo
@@ -21,7 +22,7 @@ def save_zoo(zoo: Zoo, path: str | Path) -> Zoo:
     """Write a zoo, or a view of one with its own models only, to a new folder.
 
     Every file is verified while it is copied. The copy becomes a zoo with its last step: a copy that was cut off is
-    no zoo.
+    no zoo, and the same call begins it anew.
 
     Raises
     ------
@@ -34,7 +35,7 @@ def save_zoo(zoo: Zoo, path: str | Path) -> Zoo:
 
     store = zoo.store
     header = {k: getattr(store.manifest, k) for k in ("grid", "axes", "load", "temperature", "data", "extra")}
-    copy = Zoo.create(path, **{k: v for k, v in header.items() if k != "extra"})
+    copy = Zoo(Store.create(path, begin=False, **{k: v for k, v in header.items() if k != "extra"}))
     try:
         with copy.writing() as transaction:
             for name in store.table_names:

@@ -6,9 +6,12 @@ version, the type of every field, and that no file name leads out of the folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +28,7 @@ FORMAT_VERSION = 1
 MANIFEST = "zoo.json"
 ORIGIN = "hub.json"  # beside it: where a zoo pulled from the hub came from
 MANIFEST_LIMIT = 256 * 2**20  # bytes; a larger zoo.json is not one of ours
+BACKUP = "backup"  # copies of zoo.json and of the tables nothing can rebuild; see zoarium.zoo.backup
 
 _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.@~+=-]{0,199}"
 FILE_NAME = re.compile(
@@ -127,7 +131,7 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
-def parse_manifest(content: bytes, path: Path) -> Manifest:
+def parse_manifest(content: bytes, path: Path, way_out: str = "restore it from a copy of the zoo") -> Manifest:
     """Read the bytes of a `zoo.json`.
 
     Raises
@@ -137,40 +141,68 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     DamagedError
         Cut short or changed since it was written.
     """
-    backup = "restore it from a copy of the zoo"
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is cut short or damaged (not JSON: {error}); {backup}.") from error
-    if not isinstance(raw, dict) or raw.get("format") != "zoarium":
-        raise StoreError(f"{path} does not describe a zoo (its format is not 'zoarium'); give the folder of a zoo.")
-    version = raw.get("version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise StoreError(
-            f"{path} has format version {version}, this zoarium reads up to {FORMAT_VERSION}; "
-            "run: pip install -U zoarium."
-        )
-    if raw.pop("checksum", None) != _checksum(raw):
-        raise DamagedError(f"{path} is not what was written (its checksum differs); {backup}.")
+        raise DamagedError(f"{path} is cut short or damaged (not JSON: {error}); {way_out}.") from error
+    checksum = raw.pop("checksum", None) if isinstance(raw, dict) else None
+    # a bit flipped in one of these two must not pass for another program's file, or for a newer format
+    same_but = isinstance(raw, dict) and checksum == _checksum({**raw, "format": "zoarium", "version": FORMAT_VERSION})
+    if not same_but:
+        if not isinstance(raw, dict) or raw.get("format") != "zoarium":
+            raise StoreError(f"{path} does not describe a zoo (its format is not 'zoarium'); give the folder of a zoo.")
+        version = raw.get("version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise StoreError(
+                f"{path} has format version {version}, this zoarium reads up to {FORMAT_VERSION}; "
+                "run: pip install -U zoarium."
+            )
+    if checksum != _checksum(raw):
+        raise DamagedError(f"{path} is not what was written (its checksum differs); {way_out}.")
     try:
         return Manifest.model_validate(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise DamagedError(f"{path} cannot be used: {place}: {first['msg']}; {backup}.") from error
+        raise DamagedError(f"{path} cannot be used: {place}: {first['msg']}; {way_out}.") from error
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Read `zoo.json` of the zoo in `root`."""
+    """Read `zoo.json` of the zoo in `root`.
+
+    Raises
+    ------
+    StoreError
+        Not a zoo, a zoo of a newer format, or one that may not be read.
+    DamagedError
+        Not what was written, or missing where the copies of a zoo's tables lie.
+    """
     path = root / MANIFEST
+    copies = os.path.isdir(root / BACKUP)
+    way_out = f"run: zoarium check {root} --repair" if copies else "restore it from a copy of the zoo"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+            raise DamagedError(f"{path} is not a file; {way_out}.")
         with path.open("rb") as file:
             content = file.read(MANIFEST_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if copies:
+            raise DamagedError(f"{path} is missing; {way_out}.") from error
         what = "it has no zoo.json" if root.is_dir() else "there is no such folder"
         raise StoreError(f"{root} is not a zoo: {what}; grow one with zoarium grow, or check the path.") from None
+    except PermissionError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions.") from error
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}; check its permissions.") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise StoreError(f"cannot read {path}: {error.strerror}; choose a shorter path.") from error
+        raise DamagedError(f"{path} cannot be read ({error.strerror or error}); {way_out}.") from error
     if len(content) > MANIFEST_LIMIT:
         raise StoreError(f"{path} is larger than {MANIFEST_LIMIT // 2**20} MiB, which no zoo.json is; check the path.")
-    return parse_manifest(content, path)
+    try:
+        return parse_manifest(content, path, way_out)
+    except DamagedError:
+        raise
+    except StoreError as error:
+        if copies and "does not describe a zoo" in str(error):
+            raise DamagedError(f"{path} is not what was written (no zoo is described in it); {way_out}.") from error
+        raise

@@ -3,17 +3,18 @@
 `zoo.json` is the single point of commit. A transaction leaves each changed table as ``NAME.parquet.pending``, replaces
 `zoo.json` (which holds the SHA-256 of every file), then renames the pending tables into place. Whoever opens the zoo
 after a crash between the last two steps finds a table whose hash differs from the manifest beside a pending one whose
-hash agrees, and uses that: several tables change together or not at all.
+hash agrees, and uses that: several tables change together or not at all. What nothing can rebuild is written twice; see
+:mod:`zoarium.zoo.backup`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
 import os
 import shutil
-import socket
+import stat
 import sys
 import tempfile
 import weakref
@@ -25,13 +26,16 @@ from typing import Any
 import polars as pl
 
 from zoarium._core.digest import sha256_file
-from zoarium._core.errors import DamagedError, LockedError, StoreError
-from zoarium._core.files import sync, write_bytes, write_error
-from zoarium.zoo.manifest import MANIFEST, ORIGIN, FileInfo, Manifest, read_manifest
+from zoarium._core.errors import DamagedError, StoreError
+from zoarium._core.files import set_aside, sync, write_bytes, write_error, write_synced
+from zoarium.zoo.backup import newest_manifest, prune_copies, write_copies
+from zoarium.zoo.folder import FOLDERS, PENDING, UNBEGUN, make_room, printable, state_of, unlink
+from zoarium.zoo.lock import WriterLock
+from zoarium.zoo.manifest import BACKUP, MANIFEST, ORIGIN, FileInfo, Manifest, read_manifest
 
-PENDING = ".pending"
-FOLDERS = ("", "measures", "pairs", "cells", "weights", "data")
 UNFINISHED = "growing"  # states of programs that were interrupted
+UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+GONE = (FileNotFoundError, NotADirectoryError)
 TABLE_CELLS_LIMIT = 2 * 10**9  # rows x columns; a small file can claim more than any memory holds
 
 NEEDED: dict[str, dict[str, Any]] = {
@@ -43,6 +47,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_NO_COPY = "its copies in backup/ are damaged too: restore it from a copy of the zoo"
 _EMPTY = {name: pl.DataFrame(schema=schema) for name, schema in NEEDED.items()}
 
 
@@ -54,55 +59,80 @@ def table_file(name: str) -> str:
 class Store:
     """The folder of one zoo, as it was at one commit; tables are read, and verified, when first asked for."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, *, lost: StoreError | None = None) -> None:
         self.root = root
         self.manifest = manifest
         self.unsettled = False  # a commit succeeded but its pending tables are not renamed yet
+        self.lost = lost  # why zoo.json cannot be used, where `manifest` is a copy of it
+        self.unbegun = False  # no zoo.json yet
         self.attached: dict[Any, Any] = {}  # data sets and nets given by the user, and data loaded before
         self._real = os.path.realpath(root)
         self._tables: dict[str, pl.DataFrame] = {}
         self._rows: dict[str, int] | None = None
         self._kept: tuple[pl.DataFrame, dict[str, list[int]]] | None = None
-        self._lock: Any = None
-        self._held = 0
-        self._holder_pid = 0
+        self._lock: WriterLock | None = None
 
     # ------------------------------------------------------------------ open and create
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """Open the zoo in a folder; only `zoo.json` is read."""
-        root = Path(path)
+        root = printable(Path(path))
         return cls(root, read_manifest(root))
 
     @classmethod
-    def create(cls, path: str | Path | None, **header: Any) -> Store:
-        """Make an empty zoo; without a path, in a temporary folder that goes with the returned object."""
-        temporary = path is None
-        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else Path(path)
+    def open_copy(cls, path: str | Path) -> Store:
+        """Open a zoo even where `zoo.json` is damaged or missing, by the copy of it; `lost` then says why.
+
+        Raises
+        ------
+        DamagedError
+            If there is no copy either.
+        """
         try:
-            if not temporary and root.exists() and (not root.is_dir() or any(root.iterdir())):
-                kind = "already holds a zoo; open it with za.open" if (root / MANIFEST).exists() else "is not empty"
-                raise StoreError(f"cannot make a zoo in {root}: it {kind}, or choose another folder.")
+            return cls.open(path)
+        except DamagedError as error:
+            manifest = newest_manifest(Path(path))
+            if manifest is None:
+                raise DamagedError(str(error).replace(f"run: zoarium check {path} --repair", _NO_COPY)) from error
+            return cls(Path(path), manifest, lost=error)
+
+    @classmethod
+    def create(cls, path: str | Path | None, *, begin: bool = True, **header: Any) -> Store:
+        """Make an empty zoo; without a path, in a temporary folder that goes with the returned object.
+
+        With ``begin=False`` the folder becomes a zoo with the first commit, and is none if that never comes.
+        """
+        temporary = path is None
+        root = Path(tempfile.mkdtemp(prefix="zoarium-")) if path is None else printable(Path(path))
+        try:
+            if not temporary:
+                make_room(root)
             root.mkdir(parents=True, exist_ok=True)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(created=created, software=software_versions(), **header)
-            write_bytes(root / MANIFEST, manifest.to_bytes())
+            store = cls(root, manifest)
+            if begin:
+                write_bytes(root / MANIFEST, manifest.to_bytes())
+                write_copies(root, manifest, {}, lambda file: None)
+            else:
+                store.unbegun = True
+                (root / UNBEGUN).touch()
         except OSError as error:
             raise write_error(root, error) from error
-        store = cls(root, manifest)
         if temporary:
             weakref.finalize(store, _remove_folder, root, os.getpid())
         return store
 
     def refresh(self) -> bool:
         """Look whether another process has committed since; True if so."""
+        if self.lost is not None or self.unbegun:
+            return False
         latest = read_manifest(self.root)
         if latest == self.manifest:
             return False
         self.manifest = latest
-        self._tables.clear()
-        self._rows = None
+        self.forget()
         return True
 
     # ------------------------------------------------------------------ files
@@ -132,17 +162,29 @@ class Store:
             fetch_missing(self, name)
         try:
             size = path.stat().st_size
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions.") from error
         except OSError as error:
-            raise DamagedError(f"{path} is missing ({error.strerror}); {self._repair}.") from error
+            raise DamagedError(f"{path} {state_of(path)}; {self._repair}.") from error
+        if not path.is_file():
+            raise DamagedError(f"{path} is not a file; {self._repair}.")
         if size != info.size:
             raise DamagedError(f"{path} has {size} bytes, not the {info.size} that were written; {self._repair}.")
-        if whole and sha256_file(path) != info.sha256:
+        if whole and self._checksum(path) != info.sha256:
             raise DamagedError(f"{path} is not what was written (its checksum differs); {self._repair}.")
         return path
 
     def on_hub(self, name: str) -> bool:
         """Whether a file of a zoo that was pulled from the hub has not been downloaded yet."""
         return not self.path_of(name).exists() and (self.root / ORIGIN).is_file()
+
+    def _checksum(self, path: Path) -> str:
+        try:
+            return sha256_file(path)
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions.") from error
+        except OSError as error:
+            raise DamagedError(f"{path} cannot be read ({error.strerror or error}); {self._repair}.") from error
 
     @property
     def _repair(self) -> str:
@@ -212,19 +254,22 @@ class Store:
             # a writer may have committed, or renamed, between our reads
             unchanged = 0 if self.refresh() else unchanged + 1
         path = self.root / file
-        state = "is not what was written (its checksum differs)" if path.exists() else "is missing"
-        raise DamagedError(f"{path} {state}; {self._repair}.")
+        raise DamagedError(f"{path} {state_of(path)}; {self._repair}.")
 
     def _read(self, file: str, info: FileInfo) -> bytes | None:
+        """Content of a file that is what was written; None if it is missing or damaged."""
+        path = self.path_of(file)
         try:
-            with self.path_of(file).open("rb") as stream:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+                return None
+            with path.open("rb") as stream:
                 if os.fstat(stream.fileno()).st_size != info.size:
                     return None
                 content = stream.read(info.size)
-        except FileNotFoundError:
-            return None
         except OSError as error:
-            raise StoreError(f"cannot read {self.root / file}: {error.strerror or error}.") from error
+            if error.errno in UNREADABLE:
+                return None
+            raise StoreError(f"cannot read {path}: {error.strerror or error}; check its permissions.") from error
         return content if hashlib.sha256(content).hexdigest() == info.sha256 else None
 
     def _parse(self, name: str, content: bytes) -> pl.DataFrame:
@@ -260,50 +305,42 @@ class Store:
         LockedError
             If another process (or another `Zoo` object) is writing.
         """
-        if self._held and self._holder_pid == os.getpid():
-            self._held += 1
-            try:
-                yield
-            finally:
-                self._held -= 1
+        if self._lock is not None and self._lock.owner == os.getpid():
+            yield
             return
-        lock = self._acquire()
-        self._lock, self._held, self._holder_pid = lock, 1, os.getpid()
+        lock = self._lock = WriterLock(self.root)
         try:
+            if self.lost is not None:
+                self._put_back()
             self.refresh()
             self.settle(clean=clean)
             yield
             if clean:
                 self.settle(clean=True)
         finally:
-            self._held = 0
             self._lock = None
-            if self._holder_pid == os.getpid():
-                with contextlib.suppress(OSError):
-                    (self.root / ".lock.json").unlink(missing_ok=True)
-                lock.release()
+            lock.release()
 
-    def _acquire(self) -> Any:
-        from filelock import FileLock, Timeout
-
-        holder = self.root / ".lock.json"
-        lock = FileLock(self.root / ".lock", timeout=0, thread_local=False)
+    def _put_back(self) -> None:
+        """Replace a damaged or missing zoo.json by the newest copy of it; what lay there is kept under another name."""
+        newest = newest_manifest(self.root) or self.manifest
         try:
-            lock.acquire()
-        except Timeout:
-            who = "another process"
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found = json.loads(holder.read_text())
-                who = f"process {int(found['pid'])} on {found['host']} (since {found['since']})"
-            raise LockedError(
-                f"{self.root} is being written by {who}; wait until it has finished, or stop it."
-            ) from None
-        except OSError as error:
-            raise write_error(self.root / ".lock", error) from error
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        with contextlib.suppress(OSError):  # on a full disk the lock itself still holds
-            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
-        return lock
+            there = read_manifest(self.root)
+        except DamagedError:
+            there = None
+        if there is not None and there.generation >= newest.generation:
+            self.manifest = there  # another writer was faster
+        else:
+            self.manifest = newest
+            set_aside(self.root / MANIFEST)
+            write_bytes(self.root / MANIFEST, newest.to_bytes())
+        self.lost = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Read every table again when it is next asked for."""
+        self._tables.clear()
+        self._rows = None
 
     def settle(self, *, clean: bool = False) -> None:
         """Finish what a crash interrupted: rename pending tables that were committed, remove what was not."""
@@ -311,7 +348,7 @@ class Store:
         with contextlib.suppress(OSError):
             clean = clean and not any((self.root / UNFINISHED).iterdir())
         for folder in FOLDERS:
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            with contextlib.suppress(*GONE), os.scandir(self.root / folder) as entries:
                 for entry in list(entries):
                     name = f"{folder}/{entry.name}".removeprefix("/")
                     if name.endswith(PENDING):
@@ -319,7 +356,8 @@ class Store:
                     elif clean and entry.is_file():
                         temporary = entry.name.startswith(".") and entry.name.endswith(".tmp")
                         if temporary or (name not in listed and folder in ("weights", "data")):
-                            _unlink(Path(entry.path))
+                            unlink(Path(entry.path))
+        prune_copies(self.root, self.manifest)
         self.unsettled = False
 
     def _settle_table(self, file: str) -> None:
@@ -331,7 +369,7 @@ class Store:
             except OSError as error:
                 raise write_error(self.root / file, error) from error
         else:
-            _unlink(pending)
+            unlink(pending)
 
     def commit(
         self, manifest: Manifest, tables: dict[str, pl.DataFrame | None], contents: dict[str, bytes], new: list[str]
@@ -345,6 +383,8 @@ class Store:
         """
         if self.unsettled:
             self.settle()
+        if self._lock is not None:
+            self._lock.still_ours()
         temporary = self.root / f".{MANIFEST}.{os.getpid()}.tmp"
         path = self.root
         committed = False
@@ -353,14 +393,16 @@ class Store:
                 for file, content in contents.items():
                     path = self.root / (file + PENDING)
                     path.parent.mkdir(exist_ok=True)
-                    _write_synced(path, content)
+                    write_synced(path, content)
+                path = self.root / BACKUP
+                write_copies(self.root, manifest, contents, self.content)
                 for file in new:
                     path = self.root / file
                     sync(path)
                 for folder in sorted({(self.root / name).parent for name in [*contents, *new]}):
                     sync(folder)
                 path = self.root / MANIFEST
-                _write_synced(temporary, manifest.to_bytes())
+                write_synced(temporary, manifest.to_bytes())
                 os.replace(temporary, path)
             except OSError as error:
                 raise write_error(path, error) from error
@@ -373,13 +415,23 @@ class Store:
                 for file in contents:
                     os.replace(self.root / (file + PENDING), self.root / file)
                 for name in gone:
-                    _unlink(self.root / name)
+                    unlink(self.root / name)
+                prune_copies(self.root, manifest)
+                if self.unbegun:
+                    unlink(self.root / UNBEGUN)
+                    self.unbegun = False
                 self.unsettled = False
         finally:
             if not committed:
-                _unlink(temporary)
+                unlink(temporary)
                 for file in contents:
-                    _unlink(self.root / (file + PENDING))
+                    unlink(self.root / (file + PENDING))
+                prune_copies(self.root, self.manifest)
+
+    def content(self, file: str) -> bytes | None:
+        """Content of a table, in its place or pending, if it is what was written; None otherwise."""
+        info = self.manifest.files.get(file)
+        return None if info is None else self._read(file, info) or self._read(file + PENDING, info)
 
     def _adopt(self, manifest: Manifest, tables: dict[str, pl.DataFrame | None]) -> None:
         self.manifest = manifest
@@ -390,18 +442,6 @@ class Store:
                 self._tables[name] = frame
         if "models" in tables:
             self._rows = None
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _remove_folder(folder: Path, owner: int) -> None:

@@ -214,7 +214,7 @@ class Transaction:
             self._dropped |= {name for name in files if name.startswith("weights/") and name not in used}
         for name in self._dropped:
             files.pop(name, None)
-        if files == store.manifest.files and not self._header:
+        if files == store.manifest.files and not self._header and not store.unbegun:
             return
         store.commit(self._manifest(files), tables, contents, [name for name in self._files if name in files])
         self._reset()
