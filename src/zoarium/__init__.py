@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoarium.growth import Grid, grow
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
-    from zoarium.zoo.foreign import read_model
+    from zoarium.zoo.foreign import add, read_model, read_zoo
 
 __version__ = "0.1.0"
 
@@ -35,10 +35,12 @@ _HOMES = {
     "Model": "zoarium.zoo",
     "ZoariumError": "zoarium._core.errors",
     "Zoo": "zoarium.zoo",
+    "add": "zoarium.zoo.foreign",
     "grow": "zoarium.growth",
     "net": "zoarium.nets",
     "open": "zoarium.zoo",
     "read_model": "zoarium.zoo.foreign",
+    "read_zoo": "zoarium.zoo.foreign",
 }
 
 __all__ = [
@@ -50,12 +52,14 @@ __all__ = [
     "ZoariumError",
     "Zoo",
     "__version__",
+    "add",
     "data",
     "grow",
     "measure",
     "net",
     "open",
     "read_model",
+    "read_zoo",
 ]
 
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from zoarium._core.digest import sha256_file
 from zoarium._core.errors import DamagedError, StoreError
+from zoarium.zoo.foreign.reference import is_reference, reference_findings
 from zoarium.zoo.manifest import DataInfo, FileInfo
 from zoarium.zoo.store import Store
 from zoarium.zoo.transaction import Transaction
@@ -75,7 +76,10 @@ def _findings(store: Store) -> Iterator[Finding]:
         if file.endswith(".safetensors"):
             yield _file_finding(store, file, info)
     for file, part in groups.items():
-        yield from _row_findings(store, file, part)
+        if is_reference(file):
+            yield from reference_findings(store, part)
+        else:
+            yield from _row_findings(store, file, part)
     have = set(checkpoints["id"])
     for id, status in models.select("id", "status").iter_rows():
         if status == "trained" and id not in have:

@@ -13,6 +13,7 @@ import polars as pl
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium._core.files import write_bytes, write_error, write_text
 from zoarium.zoo.cohorts import Place, load_places
+from zoarium.zoo.foreign.reference import rebased
 from zoarium.zoo.store import software_versions
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def save_zoo(zoo: Zoo, path: str | Path) -> Zoo:
             for name in store.table_names:
                 frame = store.table(name)
                 if frame is not None:
+                    frame = rebased(frame, zoo.path, copy.path) if name == "checkpoints" else frame
                     transaction.replace(name, zoo.restrict(name, frame))
             if header["extra"]:
                 transaction.update_header(**header["extra"])

@@ -149,7 +149,7 @@ def write_weights(
         size=len(content), sha256=hashlib.sha256(content).hexdigest(), rows=len(ids),
         row_bytes=sum(t.nbytes for t in tensors.values()) // len(ids),
     )  # fmt: skip
-    relative = _free_name(Path(folder), name, epoch, info)
+    relative = free_name(Path(folder), name, epoch, info)
     path = Path(folder) / relative
     written = WeightsFile(relative, info, tuple(ids), tuple(row_digests(tensors)), int(epoch), steps)
     if path.exists():
@@ -169,7 +169,7 @@ def write_weights(
     return written
 
 
-def _free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
+def free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
     """A name not in use, or in use by a file of the same bytes, as a killed run leaves to the one that resumes it."""
     tried = f"weights/{name}@{epoch}.safetensors"
     if not FILE_NAME.fullmatch(tried):
