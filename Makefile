@@ -14,7 +14,7 @@ setup: $(STAMP)  ## make the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e ".[data,dev,docs]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[data,dev,docs,hub]" -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)   ## grow, measure and label 126 digit networks; write a report

@@ -160,7 +160,7 @@ def add(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Files, folders, hf:org/model[@REVISION], ray:FOLDER.", show_default=False
+            metavar="SOURCE...", help="Files, folders, hf:org/model@REVISION, ray:FOLDER.", show_default=False
         ),
     ],
     copy: Annotated[

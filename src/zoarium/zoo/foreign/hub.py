@@ -132,6 +132,8 @@ def fetch(text: str, revision: str | None = None) -> HubModel:
         for name in dict.fromkeys(n for fact in FACTS for n in (fact, _next_to(entry, fact))):
             if name in names:
                 download(name)
+        if asked != info.sha:  # so that the cache knows which commit the branch was at, should the hub be out of reach
+            hub.hf_hub_download(repo, entry, revision=asked)
         return HubModel(repo, info.sha, path)
 
 
@@ -239,7 +241,7 @@ def _said(text: str, revision: str | None) -> Iterator[None]:
     ]  # fmt: skip
     try:
         yield
-    except (StoreError, KeyboardInterrupt):
+    except StoreError:
         raise
     except Exception as error:
         for kind, sentence in told:
@@ -249,12 +251,10 @@ def _said(text: str, revision: str | None) -> Iterator[None]:
             raise StoreError(
                 f"cannot read {text}: the hub answered {_status(error)} ({_first_line(error)}); try again later."
             ) from error
-        if isinstance(error, OSError | RuntimeError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
-            raise StoreError(
-                f"cannot read {text}: the hub cannot be reached ({_first_line(error)}) and the cache does not hold "
-                f"{repo}{at}; try again with a network."
-            ) from error
-        raise
+        raise StoreError(
+            f"cannot read {text}: the hub cannot be reached ({_first_line(error)}) and the cache does not hold "
+            f"{repo}{at}; try again with a network."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
