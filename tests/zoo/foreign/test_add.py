@@ -216,6 +216,31 @@ def test_the_same_bytes_elsewhere_are_the_same_model(zoo, checkpoints):
     assert added.table["detail"][0] == f"the same bytes as {checkpoints / 'b' / 'model.pt'}"
 
 
+def test_the_same_tensors_in_another_file_are_told(zoo, checkpoints):
+    save_file(mlp(ord("b")), checkpoints / "converted.safetensors")
+    added = zoo.add(checkpoints / "converted.safetensors")
+    assert added.table.select("state", "id", "detail").row(0) == (
+        "added", "converted", "the same tensors as model 'b' in another file",
+    )  # fmt: skip
+
+
+def test_a_zoo_that_lies_of_its_references_is_an_error(zoo, checkpoints, tmp_path):
+    table = zoo.checkpoints
+    wrong = table["files"].to_list()
+    wrong[1] = []
+    path = pl.when(pl.col("id") != "a").then(pl.col("path"))
+    with zoo.writing() as transaction:
+        transaction.replace(
+            "checkpoints", table.with_columns(path, pl.Series("files", wrong, dtype=table.schema["files"]))
+        )
+    with pytest.raises(DamagedError, match="'a': its checkpoint at epoch 0 says it is a foreign file but not which"):
+        zoo["a"].state_dict()
+    with pytest.raises(DamagedError, match=r"'b': .* no longer stands for the files that were added"):
+        zoo["b"].state_dict()
+    found = zoo.check().filter(pl.col("id").is_not_null())
+    assert dict(found.select("id", "state").iter_rows()) == {"a": "damaged", "b": "damaged", "c": "ok"}
+
+
 def test_names_of_parallel_training_are_taken_off(tmp_path):
     torch.save({f"module._orig_mod.{k}": v for k, v in mlp(0).items()}, tmp_path / "wrapped.pt")
     torch.save(mlp(0), tmp_path / "plain.pt")
@@ -430,6 +455,8 @@ def test_models_without_a_net_are_left_out_of_cohorts_and_said_where_none_is_lef
         NetError, match=r"model 'a' comes from elsewhere and has no net here; give it with zoo\.set_net"
     ):
         zoo["a"].module()
+    with pytest.raises(za.ZoariumError, match=r"no model here has weights of a net that is known; .*zoo\.set_net"):
+        zoo.as_dataset(targets=["n_params"])
     with pytest.raises(StoreError, match="none of these 1 models is foreign"):
         za.grow("mlp", width=[2], epochs=0).set_net("mlp")
 

@@ -14,6 +14,7 @@ import torch
 import zoarium as za
 from zoarium._core.errors import StoreError
 from zoarium.nets import build
+from zoarium.zoo.foreign.ray_zoo import net_columns
 
 WIDTHS, BATCHES, SEEDS, EPOCHS = (2, 4), (8, 64), (0, 1, 2), 4
 MEASURED_AT = 3  # the epoch whose landscape was measured
@@ -248,6 +249,23 @@ def test_mistakes_of_reading_a_zoo_are_one_sentence(tmp_path, ray_zoo):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match=r"nothing in .*can be read"):
         za.read_zoo(tmp_path / "empty")
+
+
+def test_the_stem_of_a_residual_net_is_told_by_its_first_convolution(tmp_path):
+    net = build("resnet18", {"width": 3, "stem": "cifar"}, in_shape=(3, 32, 32), n_outputs=7)
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    columns = net_columns("Resnet18", za.read_model(tmp_path / "a.pt"), None)
+    wanted = {"in_shape": [3, 32, 32], "n_outputs": 7, "stem": "cifar", "width": 3}
+    assert columns["net"] == "resnet18" and json.loads(columns["net_params"]) == wanted
+    assert columns["n_params"] == sum(p.numel() for p in net.parameters())
+    assert net_columns("CNN", za.read_model(tmp_path / "a.pt"), None) == {}
+    assert net_columns("Resnet50", za.read_model(tmp_path / "a.pt"), None) == {}
+
+
+def test_data_that_do_not_fit_a_trial_leave_it_without_a_net_and_say_why(ray_zoo, tmp_path):
+    added = za.add(tmp_path / "zoo", ray_zoo, data="digits")
+    assert added.zoo.table["net"].null_count() == 12
+    assert "'conv1.weight' has shape (2, 3, 7, 7), the net's has (2, 1, 7, 7)" in added.table["detail"][0]
 
 
 def test_the_index_of_vectors_is_kept(read):

@@ -183,6 +183,7 @@ class Intake:
         self._by_sha: dict[str, str] = {}
         if "sha256" in zoo.table.columns:
             self._by_sha = {sha: id for id, sha in zoo.store.models.select("id", "sha256").iter_rows() if sha}
+        self._by_digest = dict(zoo.store.frame("checkpoints").select("digest", "id").iter_rows())
         self._models: dict[str, dict[str, Any]] = {}
         self._checkpoints: list[dict[str, Any]] = []
         self._history: dict[tuple[str, int], dict[str, Any]] = {}
@@ -224,10 +225,13 @@ class Intake:
         self._ids.add(id)
         self._by_sha[last.sha256] = id
         self._models[id] = row
+        twin = self._by_digest.get(last.digest)
+        same = f"the same tensors as model {twin!r} in another file" if twin is not None else ""
         for one in checked:
             self._checkpoints.append(self._checkpoint(id, one))
+            self._by_digest[one.digest] = id
         self._history |= {(id, line["epoch"]): {"id": id, **line} for line in incoming.history}
-        return Entry(id, "added", incoming.detail, row)
+        return Entry(id, "added", "; ".join(filter(None, [same, incoming.detail])), row)
 
     def _known(self, id: str, incoming: Incoming, checked: list[Checked]) -> Entry:
         row = self._models.get(id) or self.zoo.row_of(id)

@@ -115,7 +115,7 @@ def open_reference(store: Store, row: Mapping[str, Any]) -> ForeignModel:
         If a file has changed since it was added; both digests are named.
     """
     kept: dict[Any, ForeignModel] = store.attached.setdefault("references", {})
-    key = (row["file"], row["path"], row["prefix"])
+    key = (row["file"], row.get("path"), row.get("prefix"))
     if key not in kept:
         opened = _open(store, row)
         while len(kept) >= KEPT:
@@ -140,6 +140,11 @@ def _open(store: Store, row: Mapping[str, Any]) -> ForeignModel:
 
 
 def _fetch(store: Store, row: Mapping[str, Any]) -> Path:
+    if not isinstance(row.get("path"), str):
+        raise DamagedError(
+            f"model {row['id']!r}: its checkpoint at epoch {row['epoch']} says it is a foreign file but not which; add "
+            f"the model again with: zoarium add {store.root} PATH."
+        )
     if row["path"].startswith("hf:"):
         from zoarium.zoo.foreign.hub import fetch
 
