@@ -32,6 +32,30 @@ class Verbs:
 
         return add(self._zoo, *sources, **options)
 
+    def copy_weights(self) -> Zoo:
+        """Copy the weights that this zoo, or this view of it, points at, so that it needs no other file.
+
+        Returns
+        -------
+        Zoo
+            The same zoo, so that calls chain.
+
+        Raises
+        ------
+        StoreError
+            If a file is missing, holds a type of number that safetensors lacks, or the zoo cannot be written; nothing
+            is then changed.
+        DamagedError
+            If a file has changed since it was added.
+
+        Notes
+        -----
+        One tensor is held at a time; types are kept.
+        """
+        from zoarium.zoo.foreign.taking_in import take_in
+
+        return take_in(self._zoo)
+
     def set_net(self, net: Any = None, *, net_params: Mapping[str, Any] | None = None, data: Any = None) -> Zoo:
         """Say what net the foreign models of this zoo, or of this view of it, are, so that they can run.
 

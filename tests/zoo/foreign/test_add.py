@@ -283,6 +283,18 @@ def test_adding_again_with_copy_takes_the_weights_in(zoo, checkpoints):
     assert torch.equal(taken["c"].tensor("out.bias"), mlp(ord("c"), 5)["out.bias"])
 
 
+def test_a_zoo_takes_in_what_it_points_at(zoo, checkpoints):
+    zoo[["a"]].copy_weights()
+    (checkpoints / "a" / "model.pt").unlink()
+    assert torch.equal(za.open(zoo.path)["a"].tensor("fc1.bias"), mlp(ord("a"))["fc1.bias"])
+    assert zoo.checkpoints["path"].null_count() == 1 and set(zoo.check()["state"]) == {"ok"}
+    (checkpoints / "b" / "model.pt").write_bytes(b"other")
+    before = zoo.checkpoints
+    with pytest.raises(DamagedError, match=r"'b'.*has changed since it was added"):
+        zoo.copy_weights()
+    assert zoo.checkpoints.equals(before) and len(list((zoo.path / "weights").iterdir())) == 1
+
+
 def test_a_flipped_bit_in_a_copy_is_found_by_a_single_tensor(zoo, checkpoints):
     copied = za.add(zoo, checkpoints, copy=True).zoo
     path = copied.path / copied["a"].place().file

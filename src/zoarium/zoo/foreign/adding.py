@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from zoarium._core.errors import StoreError, ZoariumError
+from zoarium._core.errors import DamagedError, StoreError, ZoariumError
 from zoarium.zoo.foreign.declared import declared
 from zoarium.zoo.foreign.find import find_models
 from zoarium.zoo.foreign.intake import Checked, Incoming, Intake, Weights, check, describe_data, names_of
@@ -193,7 +193,11 @@ def add(
     with opened.writing() as transaction:
         intake = Intake(opened, transaction, copy=copy, net=chosen)
         for candidate, incoming, checked in itertools.chain([first] if first else [], work):
-            entry = intake.take(incoming, checked)
+            try:
+                entry = intake.take(incoming, checked)
+            except DamagedError as error:  # its files were changed between the check and the copy
+                rows.append(_row(candidate.source, "skipped", detail=_reason(error)))
+                continue
             facts = (entry.row["format"], entry.row["n_params"], entry.detail)
             rows.append(_row(candidate.source, entry.state, entry.id, *facts))
             if trials:

@@ -222,14 +222,13 @@ class Intake:
             "relation": incoming.declared.relation,
             **({} if self.net is None else self.net.columns()),
         }
+        twin = self._by_digest.get(last.digest)
+        same = f"the same tensors as model {twin!r} in another file" if twin is not None else ""
+        self._checkpoints += [self._checkpoint(id, one) for one in checked]
+        self._by_digest |= {one.digest: id for one in checked}
         self._ids.add(id)
         self._by_sha[last.sha256] = id
         self._models[id] = row
-        twin = self._by_digest.get(last.digest)
-        same = f"the same tensors as model {twin!r} in another file" if twin is not None else ""
-        for one in checked:
-            self._checkpoints.append(self._checkpoint(id, one))
-            self._by_digest[one.digest] = id
         self._history |= {(id, line["epoch"]): {"id": id, **line} for line in incoming.history}
         return Entry(id, "added", "; ".join(filter(None, [same, incoming.detail])), row)
 
@@ -271,8 +270,7 @@ class Intake:
         """A row of ``checkpoints``: a reference, or a copy that is written now."""
         weights = one.weights
         if self.copy:
-            name = re.sub(r"[^A-Za-z0-9_.~+=-]+", "-", id)[:LONGEST_ID].lstrip(".~+=-") or "foreign"
-            written = copy_weights(self.zoo.path, name, weights.epoch, 0, id, one.plain, one.digest)
+            written = copy_weights(self.zoo.path, file_name(id), weights.epoch, 0, id, one.plain, one.digest)
             self.transaction.take_file(written.name, written.info)
             place: dict[str, Any] = {"file": written.name, "row": 0, **dict.fromkeys(COLUMNS)}
         else:
@@ -363,6 +361,11 @@ def plain_id(name: str) -> str:
     ('my-model-v2-.pt', '')
     """
     return re.sub(r"[^A-Za-z0-9_.@~+=-]+", "-", name).strip(" .@~+=-")[:LONGEST_ID]
+
+
+def file_name(id: str) -> str:
+    """What a model's own file of weights is called, without its epoch."""
+    return re.sub(r"[^A-Za-z0-9_.~+=-]+", "-", id)[:LONGEST_ID].lstrip(".~+=-") or "foreign"
 
 
 def names_of(path: Path) -> tuple[str, ...]:
