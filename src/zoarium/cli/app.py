@@ -198,7 +198,8 @@ def add(
         for source, state, detail in (
             added.table.filter(pl.col("id").is_null()).select("source", "state", "detail").iter_rows()
         ):
-            out.print(_escape(f"{state}: {'' if source in detail else source + ': '}{detail}"), soft_wrap=True)
+            line = f"{state}: {'' if source in detail else source + ': '}{detail}"
+            out.print(_escape("".join(c if c.isprintable() else "?" for c in line)), soft_wrap=True)
         out.print(_escape(f"{added}; {zoo} holds {len(added.zoo)} models."), soft_wrap=True)
     if added.counts["skipped"]:
         raise typer.Exit(1)

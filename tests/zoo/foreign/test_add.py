@@ -133,6 +133,27 @@ def test_what_cannot_be_read_is_named_with_its_reason_and_the_rest_is_added(chec
     assert str(added) == "4 added, 4 skipped"
 
 
+def test_names_of_files_may_be_any_bytes(tmp_path):
+    home = tmp_path / "odd"
+    home.mkdir()
+    for name in (b"bad\xff.safetensors", b"line\nbreak.safetensors", "größe.safetensors".encode()):
+        save_file({"w": torch.full((2,), float(len(name)))}, tmp_path / "plain")
+        os.rename(tmp_path / "plain", os.path.join(os.fsencode(home), name))
+    added = za.add(tmp_path / "zoo", home)
+    assert added.ids == ["größe", "line-break"] and added.counts["skipped"] == 1
+    assert "bad\\udcff.safetensors is not UTF-8" in added.table.filter(state="skipped")["detail"][0]
+    assert za.add(tmp_path / "copies", home, copy=True).zoo["größe"].tensor("w").shape == (2,)
+    assert za.open(tmp_path / "zoo")["line-break"].tensor("w").tolist() == [22.0, 22.0]
+
+
+def test_the_reasons_kept_are_those_of_the_last_addition(checkpoints):
+    (checkpoints / "bad.pt").write_bytes(b"PK")
+    zoo = za.add(checkpoints.parent / "zoo", checkpoints).zoo
+    assert len(zoo.info["skipped"]) == 1
+    (checkpoints / "bad.pt").unlink()
+    assert zoo.add(checkpoints).zoo.info["skipped"] == []
+
+
 def test_nothing_readable_makes_no_zoo(tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04nothing")
     with pytest.raises(StoreError, match=r"no zoo was made in .*none of the sources .*bad\.pt"):

@@ -214,7 +214,7 @@ def add(
 
                 describe_data(opened, transaction, load(data), isinstance(data, Dataset))
         skipped = [{k: row[k] for k in ("source", "detail")} for row in rows if row["state"] == "skipped"]
-        if skipped:
+        if skipped or opened.info.get("skipped"):
             transaction.update_header(skipped=skipped[:MOST_SKIPPED])
     order = {candidate.source: n for n, candidate in enumerate(candidates)}
     rows.sort(key=lambda row: order.get(row["source"], len(order)))
@@ -228,11 +228,16 @@ def _row(
     source: str, state: str, id: str | None = None, format: str | None = None, n_params: int | None = None,
     detail: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    return dict(zip(TABLE, (source, state, id, format, n_params, detail), strict=True))
+    return dict(zip(TABLE, (_utf8(source), state, id, format, n_params, detail), strict=True))
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _utf8(" ".join(str(error).split())) or type(error).__name__
+
+
+def _utf8(text: str) -> str:
+    """`text` as tables can hold it: names of files may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -285,6 +290,8 @@ def _candidate(path: Path) -> _Candidate:
 
 
 def _from_file(path: Path) -> Incoming:
+    if _utf8(str(path)) != str(path):
+        raise StoreError(f"the name of {path} is not UTF-8, so a table cannot hold it; rename the file.")
     model = read_model(path)
     weights = Weights(0, model, path)
     return Incoming(names_of(path), str(path), [weights], declared=declared(model, path))

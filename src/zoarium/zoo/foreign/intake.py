@@ -360,7 +360,7 @@ def plain_id(name: str) -> str:
     >>> plain_id("my model (v2).pt"), plain_id("../..")
     ('my-model-v2-.pt', '')
     """
-    return re.sub(r"[^A-Za-z0-9_.@~+=-]+", "-", name).strip(" .@~+=-")[:LONGEST_ID]
+    return re.sub(r"[^\w.@~+=-]+", "-", name).strip(" .@~+=-")[:LONGEST_ID]
 
 
 def file_name(id: str) -> str:

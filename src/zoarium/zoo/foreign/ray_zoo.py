@@ -117,6 +117,8 @@ def read_trial(folder: Path, names: tuple[str, ...], epochs: str | Sequence[int]
     StoreError
         If none of its checkpoints can be read.
     """
+    if str(folder) != str(folder).encode("utf-8", "replace").decode():
+        raise StoreError(f"the name of {folder} is not UTF-8, so a table cannot hold it; rename the folder.")
     trial = Trial.read(folder)
     files = trial.checkpoints()
     chosen = choose_epochs(sorted(files), epochs)
