@@ -262,6 +262,26 @@ def test_the_stem_of_a_residual_net_is_told_by_its_first_convolution(tmp_path):
     assert net_columns("Resnet50", za.read_model(tmp_path / "a.pt"), None) == {}
 
 
+def test_what_a_trial_claims_takes_no_memory_and_breaks_nothing(tmp_path):
+    trial = write_trial(tmp_path / "trials", 0, 2, 8, 0, epochs=[4])
+    wide = {"conv1.weight": torch.zeros(2**17, 1, 7, 7, dtype=torch.int8), "fc.weight": torch.zeros(10, 8)}
+    torch.save(wide, trial / "checkpoint_000004" / "checkpoints")  # as a net of this width it would take terabytes
+    config = config_of(2, 8, 0) | {
+        "seed": 10**400,
+        "optim::lr": "fast",
+        "training::batchsize": True,
+        "x": "y" * 200_000,
+    }
+    (trial / "params.json").write_text(json.dumps(config))
+    lines = [{"training_iteration": 2**70, "train_loss": 10**400}, {"training_iteration": 1, "train_loss": math.nan}]
+    (trial / "result.json").write_text("\n".join(map(json.dumps, lines)) + "\n[1]\n" + "[" * 100_000)
+    added = za.add(tmp_path / "zoo", tmp_path / "trials")
+    row = added.zoo[0].row
+    assert row["net"] is None and row["width"] == 2 and not {"seed", "lr", "batch_size"} & set(row)
+    assert "is not kept in full" in added.table["detail"][0] and "2 of 4 lines" in added.table["detail"][0]
+    assert added.zoo.history["epoch"].to_list() == [0, 1]
+
+
 def test_data_that_do_not_fit_a_trial_leave_it_without_a_net_and_say_why(ray_zoo, tmp_path):
     added = za.add(tmp_path / "zoo", ray_zoo, data="digits")
     assert added.zoo.table["net"].null_count() == 12

@@ -32,11 +32,15 @@ class NetOfModels:
         What the factory takes; without `data` also ``in_shape`` and ``n_outputs`` where it takes these.
     data : str or Dataset, optional
         What the models are measured on.
+    check : bool, default True
+        Whether to run the net on two samples of its data. Without, only names and shapes are made and no memory is
+        taken: sizes that a file claims have not been compared with its tensors yet.
     """
 
     net: str | Callable[..., nn.Module]
     params: Mapping[str, Any] = field(default_factory=dict)
     data: str | Dataset | None = None
+    check: bool = True
 
     def __post_init__(self) -> None:
         from zoarium.data import Dataset, load
@@ -44,9 +48,16 @@ class NetOfModels:
         self.dataset: Dataset | None = None if self.data is None else load(self.data)
         self.stored = isinstance(self.data, Dataset)
         self.name: str = self.net if isinstance(self.net, str) else getattr(self.net, "__name__", "net")
-        self.module = build_net(self.net, self.params, self.info)
+        info = self.info
+        if self.check:
+            self.module = build_net(self.net, self.params, info)
+        else:
+            import torch
+
+            with torch.device("meta"):
+                self.module = build_net(self.net, self.params, info)
         self.n_params = sum(p.numel() for p in self.module.parameters())
-        if self.dataset is not None:
+        if self.dataset is not None and self.check:
             from zoarium.nets.check import check_net
 
             check_net(self.module, self.dataset)

@@ -25,8 +25,9 @@ from zoarium.zoo.foreign.source import SourceFile, shown
 
 CONFIGS = ("params.json", "config.json")
 WEIGHT_FILES = ("checkpoints", "checkpoint", "checkpoint.pt", "model.pt", "model.pth", "checkpoint.pth")
-LONGEST_LINE = 16 * 2**20
-MOST_LINES = 1_000_000
+LONGEST_LINE = 2**20
+MOST_RESULTS = 64 * 2**20  # bytes of result.json; 150 epochs of the published zoos have half a MB
+MOST_CONFIG = 100_000  # characters kept of a configuration
 
 # theirs: ours, and its type
 COLUMNS: dict[str, tuple[str, type]] = {
@@ -92,8 +93,12 @@ class Trial:
     def _read_results(self) -> None:
         bad = lines = 0
         try:
-            with SourceFile(self.folder / "result.json").open() as file:
-                while (line := file.readline(LONGEST_LINE)) and lines < MOST_LINES:
+            source = SourceFile(self.folder / "result.json")
+            if source.size > MOST_RESULTS:
+                self.problems.append(f"result.json has {source.size} bytes, more than {MOST_RESULTS}, and is left out")
+                return
+            with source.open() as file:
+                while line := file.readline(LONGEST_LINE):
                     if not line.strip():
                         continue
                     content = _line(line)
@@ -116,18 +121,19 @@ class Trial:
             value = self.config.get(theirs)
             if kind is str and isinstance(value, str):
                 columns[ours] = SCHEDULES.get(value, value) if ours == "schedule" else value
-            elif (
-                kind is not str
-                and (value := number(value)) is not None
-                and math.isfinite(value)
-                and kind(value) == value
-            ):
-                columns[ours] = kind(value)
+            elif kind is not str:
+                value = number(value)
+                if value is not None and abs(value) < 2**53 and kind(value) == value:
+                    columns[ours] = kind(value)
         kept = {
             k: v for k, v in self.config.items()
             if not (isinstance(v, str) and re.match(r"/|[A-Za-z]:\\", v)) and k != "resources"
         }  # fmt: skip
-        return {**columns, "trial": self.folder.name, "trial_config": json.dumps(kept, sort_keys=True, default=str)}
+        text = json.dumps(kept, sort_keys=True, default=str)
+        if len(text) > MOST_CONFIG:
+            self.problems.append(f"its configuration has {len(text)} characters and is not kept in full")
+            text = "{}"
+        return {**columns, "trial": self.folder.name, "trial_config": text}
 
     def history(self) -> list[dict[str, Any]]:
         """Rows of the history table, without the id; NaN where a loss is not finite."""
@@ -153,7 +159,12 @@ class Trial:
 
 def number(value: Any) -> float | None:
     """A value of ``result.json`` as a float; None for anything else than a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _line(line: bytes) -> dict[str, Any] | None:

@@ -171,11 +171,13 @@ def net_columns(kind: str, model: ForeignModel, data: Any) -> dict[str, Any]:
     if data is None:
         params |= {"in_shape": [first.shape[1], *ANY_IMAGE], "n_outputs": last.shape[0]}
     try:
-        net = NetOfModels(f"resnet{found[1]}", params, data)
+        net = NetOfModels(f"resnet{found[1]}", params, data, check=False)
         net.fit(model.name, model.tensors)
-    except NetError:
         if data is not None:
-            raise
+            net = NetOfModels(f"resnet{found[1]}", params, data)
+    except (NetError, RuntimeError) as error:
+        if data is not None:
+            raise NetError(str(error)) from error
         return {}
     return {**net.columns(), "net_params": canonical(params)}
 
