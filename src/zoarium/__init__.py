@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoarium.measure.similarity import weight_similarity
     from zoarium.nets import net
     from zoarium.zoo import Cohort, Model, Zoo, open
-    from zoarium.zoo.foreign import read_model
+    from zoarium.zoo.foreign import add, read_model, read_zoo
 
 __version__ = "0.1.0"
 
@@ -37,12 +37,14 @@ _HOMES = {
     "Preset": "zoarium.growth",
     "ZoariumError": "zoarium._core.errors",
     "Zoo": "zoarium.zoo",
+    "add": "zoarium.zoo.foreign",
     "grow": "zoarium.growth",
     "net": "zoarium.nets",
     "open": "zoarium.zoo",
     "preset": "zoarium.growth",
     "read_model": "zoarium.zoo.foreign",
     "weight_similarity": "zoarium.measure.similarity",
+    "read_zoo": "zoarium.zoo.foreign",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "ZoariumError",
     "Zoo",
     "__version__",
+    "add",
     "data",
     "grow",
     "measure",
@@ -62,6 +65,7 @@ __all__ = [
     "open",
     "preset",
     "read_model",
+    "read_zoo",
     "weight_similarity",
 ]
 

@@ -46,7 +46,7 @@ def resigned(zoo: Zoo, **changes: object) -> None:
 
 def test_a_newer_format_names_both_versions_and_the_upgrade(zoo):
     resigned(zoo, version=99, something_new={"a": 1})
-    with pytest.raises(StoreError, match=r"format version 99, .* up to 1; run: pip install -U zoarium"):
+    with pytest.raises(StoreError, match=r"format version 99, .* up to 2; run: pip install -U zoarium"):
         open_zoo(zoo.path)
 
 

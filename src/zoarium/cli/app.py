@@ -212,6 +212,57 @@ def plan(
 
 
 @app.command()
+def add(
+    zoo: Annotated[Path, typer.Argument(metavar="ZOO", help="Folder of a zoo; made if it is not there.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Files, folders, hf:org/model@REVISION, ray:FOLDER.", show_default=False
+        ),
+    ],
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy weights into the zoo instead of pointing at them.")
+    ] = False,
+    net: Annotated[str | None, typer.Option(help="Net of all these models; --set gives its parameters.")] = None,
+    setting: Settings = None,
+    data: Annotated[str | None, typer.Option(help="What the models are measured on.")] = None,
+    epochs: Annotated[
+        str, typer.Option(help="Which epochs of Ray-era trials: last, last:5, every, every:10, or 5,10,30.")
+    ] = "last",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Bring models that exist already into a zoo; no code of theirs is run.
+
+    Folders are searched for every model below them. What cannot be read is named and skipped, and the exit code is
+    then 1. Example: [bold]zoarium add zoo/ ./checkpoints hf:org/model[/]
+    """
+    import polars as pl
+
+    import zoarium as za
+
+    with progress("add", quiet=quiet or json) as bar:
+        added = za.add(
+            zoo, *sources, copy=copy, net=net, net_params=_settings(setting), data=data,
+            epochs=_checkpoints(epochs), on_progress=bar,
+        )  # fmt: skip
+    if json:
+        print_json(added.to_dict())
+    else:
+        taken = added.table.filter(pl.col("id").is_not_null())
+        if len(taken):
+            print_frame(taken.select("id", "state", "format", "n_params", "detail"), as_json=False, rows=200)
+        for source, state, detail in (
+            added.table.filter(pl.col("id").is_null()).select("source", "state", "detail").iter_rows()
+        ):
+            line = f"{state}: {'' if source in detail else source + ': '}{detail}"
+            out.print(_escape("".join(c if c.isprintable() else "?" for c in line)), soft_wrap=True)
+        out.print(_escape(f"{added}; {zoo} holds {len(added.zoo)} models."), soft_wrap=True)
+    if added.counts["skipped"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def measure(
     zoo: ZooPath,
     names: Annotated[list[str], typer.Argument(metavar="MEASURE...", help="See: zoarium measures.")],
@@ -341,7 +392,8 @@ def show(
             _print_zoo(opened, False)
         table = opened.measured
         if not json:  # first what tells the models apart, then what was measured
-            first = [c for c in ("id", *opened.axes, "seed", "status") if c in table.columns]
+            foreign = ("format", "n_params", "source") if "foreign" in table["status"] and not opened.axes else ()
+            first = [c for c in ("id", *opened.axes, "seed", "status", *foreign) if c in table.columns]
             table = table.select(*first, *(c for c in table.columns if c not in opened.table.columns))
         print_frame(table, as_json=json, rows=rows)
         return
@@ -525,7 +577,9 @@ def check(
 
 @app.command()
 def weights(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file or folder of weights.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A file or folder of weights, or hf:org/model.", show_default=False)
+    ],
     json: Json = False,
 ) -> None:
     """Norms, ranks and spectra of every weight matrix of a model from elsewhere.

@@ -80,6 +80,12 @@ def plan_measure(zoo: Zoo, method: Method, settings: Mapping[str, Any], pairs: A
     members = {
         i: Member(ref.arch, ref.nbytes / max(1, len(ref.ids)), cell_of[i]) for ref in zoo.cohorts() for i in ref.ids
     }
+    lacking = zoo.table.filter(pl.col("status") == "foreign")["id"] if not members else []
+    if len(lacking):
+        raise MeasureError(
+            f"{method.name} runs nets, and {lacking[0]!r}, like all models here, comes from elsewhere without one; say "
+            "which net it is with zoo.set_net(net, data=...)."
+        )
     tasks: list[Task] = []
     for ids in by_data(zoo, members):
         digest = settings_digest(zoo, method, settings, ids[0])

@@ -12,6 +12,7 @@ import polars as pl
 
 from zoarium._core.errors import DamagedError, StoreError
 from zoarium.zoo.backup import bad_copies, complete, copies_of, newest_manifest
+from zoarium.zoo.foreign.reference import is_reference, reference_findings
 from zoarium.zoo.manifest import BACKUP, MANIFEST, FileInfo
 from zoarium.zoo.store import Store
 from zoarium.zoo.weights import read_rows, row_digests
@@ -114,7 +115,9 @@ def findings(store: Store) -> Iterator[Finding]:
         if file.endswith(".safetensors"):
             yield _file_finding(store, file, info)
     for file, part in groups.items():
-        if not store.on_hub(file):
+        if is_reference(file):
+            yield from reference_findings(store, part)
+        elif not store.on_hub(file):
             yield from _row_findings(store, file, part)
     have = set(checkpoints["id"])
     for id, status in models.select("id", "status").iter_rows():

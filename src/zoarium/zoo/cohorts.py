@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from zoarium._core.errors import DamagedError, StoreError
+from zoarium.zoo.foreign.reference import is_reference, open_reference
 from zoarium.zoo.store import Store
 from zoarium.zoo.weights import read_rows, row_digests
 
@@ -45,6 +46,9 @@ def load_places(store: Store, places: Sequence[Place]) -> dict[str, Tensor]:
         by_file.setdefault(place.file, []).append(n)
     parts: list[dict[str, Tensor]] = []
     for file, members in by_file.items():
+        if is_reference(file):
+            parts.append(_foreign_tensors(store, [places[n] for n in members]))
+            continue
         path = store.verified_path(file)
         tensors = read_rows(path, [places[n].row for n in members])
         for n, digest in zip(members, row_digests(tensors), strict=True):
@@ -67,6 +71,18 @@ def load_places(store: Store, places: Sequence[Place]) -> dict[str, Tensor]:
             )
     order = torch.tensor([n for members in by_file.values() for n in members]).argsort()
     return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def _foreign_tensors(store: Store, places: Sequence[Place]) -> dict[str, Tensor]:
+    """Tensors (len(places), *shape) of one foreign model, verified by the SHA-256 of its files."""
+    import torch
+
+    place = places[0]
+    row = next(row for row in store.checkpoints_of(place.id) if row["epoch"] == place.epoch)
+    parts = ((name, tensor.unsqueeze(0)) for name, tensor in open_reference(store, row))
+    if len(places) == 1:
+        return dict(parts)
+    return {name: torch.cat([tensor] * len(places)) for name, tensor in parts}
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,8 @@ class CohortRef:
         module = self.ready().module
         assert module is not None
         tensors = load_places(self.zoo.store, self.places)
+        if self.zoo.row_of(self.ids[0])["status"] == "foreign":
+            tensors = _as_module(tensors, module)
         params = {name: p.shape for name, p in module.named_parameters()}
         buffers = {name: b.shape for name, b in module.named_buffers() if name in module.state_dict()}
         for name, shape in {**params, **buffers}.items():
@@ -138,6 +156,18 @@ class CohortRef:
 
     def __repr__(self) -> str:
         return f"CohortRef({len(self.ids)} models of {self.arch}, {self.nbytes / 1e6:.3g} MB)"
+
+
+def _as_module(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Foreign tensors in the net's types, with the counters of batch norm that old checkpoints lack."""
+    n = len(next(iter(tensors.values())))
+    for name, own in module.state_dict().items():
+        found = tensors.get(name)
+        if found is None and name.endswith("num_batches_tracked"):
+            tensors[name] = own.expand(n, *own.shape).clone()
+        elif found is not None and found.is_floating_point() and own.is_floating_point():
+            tensors[name] = found.to(own.dtype)
+    return tensors
 
 
 LOADABLE = ("trained", "foreign")
@@ -163,7 +193,12 @@ def plan_cohorts(zoo: Zoo, epoch: int | None, memory: int | None, include_diverg
     if "arch" not in table.columns:
         raise StoreError(f"{zoo.path}: the models have no column 'arch', so they cannot be stacked.")
     wanted = [*LOADABLE, "diverged"] if include_diverged else list(LOADABLE)
-    models = table.filter(pl.col("status").is_in(wanted)).select("id", "status", "arch")
+    models = table.filter(pl.col("status").is_in(wanted))
+    if "net" in table.columns:  # a foreign model runs once somebody has said what net it is
+        models = models.filter((pl.col("status") != "foreign") | pl.col("net").is_not_null())
+    models = models.select("id", "status", "arch")
+    if not len(models):
+        return []
     found = places_of(zoo, epoch, models.select("id")).with_columns(models["status"], models["arch"])
     missing = found.filter(pl.col("file").is_null())
     if include_diverged:
@@ -183,8 +218,15 @@ def plan_cohorts(zoo: Zoo, epoch: int | None, memory: int | None, include_diverg
     return refs
 
 
+def _row_bytes(zoo: Zoo, id: str, epoch: int, file: str) -> int:
+    """Bytes of one model of a file."""
+    if not is_reference(file):
+        return zoo.store.info_of(file).row_bytes
+    return next(row["nbytes"] for row in zoo.store.checkpoints_of(id) if row["epoch"] == epoch)
+
+
 def _chunks(zoo: Zoo, arch: str, group: pl.DataFrame, memory: int | None) -> Iterator[CohortRef]:
-    row_bytes = max(zoo.store.info_of(file).row_bytes for file in group["file"].unique())
+    row_bytes = max(_row_bytes(zoo, *row) for row in group.select("id", "epoch", "file").unique("file").iter_rows())
     step = len(group) if memory is None else max(1, int(memory) // max(1, row_bytes))
     for start in range(0, len(group), step):
         part = group[start : start + step]

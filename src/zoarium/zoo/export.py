@@ -12,6 +12,7 @@ import polars as pl
 from zoarium._core.errors import DamagedError
 from zoarium._core.files import write_error
 from zoarium.zoo.cohorts import Place, load_places
+from zoarium.zoo.foreign.reference import rebased
 from zoarium.zoo.store import Store
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def save_zoo(zoo: Zoo, path: str | Path) -> Zoo:
             for name in store.table_names:
                 frame = store.table(name)
                 if frame is not None:
+                    frame = rebased(frame, zoo.path, copy.path) if name == "checkpoints" else frame
                     transaction.replace(name, zoo.restrict(name, frame))
             if header["extra"]:
                 transaction.update_header(**header["extra"])

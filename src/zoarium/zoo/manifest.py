@@ -24,7 +24,7 @@ from zoarium._core.errors import DamagedError, StoreError
 if TYPE_CHECKING:
     from zoarium.data.dataset import Dataset
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest this code reads; a zoo says the oldest that can read it, see `needed_version`
 MANIFEST = "zoo.json"
 ORIGIN = "hub.json"  # beside it: where a zoo pulled from the hub came from
 MANIFEST_LIMIT = 256 * 2**20  # bytes; a larger zoo.json is not one of ours
@@ -87,7 +87,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["zoarium"] = "zoarium"
-    version: int = FORMAT_VERSION
+    version: int = 1
     generation: int = Field(default=0, ge=0, description="commits so far")
     created: str = ""
     software: dict[str, str] = Field(default_factory=dict)

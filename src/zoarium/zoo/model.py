@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from zoarium.zoo.cohorts import Place, load_places
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from zoarium.zoo.foreign.model import TensorInfo
     from zoarium.zoo.model_folder.export import Format
     from zoarium.zoo.zoo import Zoo
 
@@ -94,6 +96,57 @@ class Model:
         """Every measured quantity, at the latest epoch it was measured at."""
         row = self.zoo[[self.id]].measured.row(0, named=True)
         return {k: v for k, v in row.items() if k not in self.zoo.table.columns and v is not None}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Type and shape of every tensor at the last stored epoch; only a header is read.
+
+        Raises
+        ------
+        StoreError
+            If no weights are stored, or a foreign file is not there.
+        DamagedError
+            If a file is not what was written or added.
+        """
+        from zoarium.zoo.tensors import stored_tensors
+
+        return stored_tensors(self.zoo.store, self._checkpoint())
+
+    def tensor(self, name: str, epoch: int | None = None) -> Tensor:
+        """One tensor at a stored epoch, default the last; the others are not held.
+
+        Parameters
+        ----------
+        name : str
+            As in `tensors`.
+        epoch : int, optional
+            A stored epoch.
+
+        Returns
+        -------
+        Tensor
+            In its own type, on the CPU.
+
+        Raises
+        ------
+        StoreError
+            For a tensor or epoch the model does not have, or a foreign file that is not there.
+        DamagedError
+            If the weights are not what was written or added.
+
+        Notes
+        -----
+        The first call reads the whole model once to verify it, a tensor at a time; a foreign model is verified by the
+        SHA-256 of its files.
+        """
+        from zoarium.zoo.tensors import stored_tensor
+
+        return stored_tensor(self.zoo.store, self._checkpoint(epoch), name)
+
+    def _checkpoint(self, epoch: int | None = None) -> dict[str, Any]:
+        """Its row of ``checkpoints`` at an epoch."""
+        place = self.place(epoch)
+        return next(row for row in self.zoo.store.checkpoints_of(self.id) if row["epoch"] == place.epoch)
 
     def place(self, epoch: int | None = None) -> Place:
         """Where its weights of an epoch (default the last) lie."""

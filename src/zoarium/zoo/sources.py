@@ -57,10 +57,16 @@ class Sources:
         NetError
             For a net that is not known here.
         """
-        from zoarium.nets.registry import NETS, build
+        from zoarium.nets.registry import NETS
+        from zoarium.zoo.foreign.nets import build_net
 
         row = self.row_of(id)
         name = row.get("net")
+        if name is None and net is None:
+            raise NetError(
+                f"model {id!r} comes from elsewhere and has no net here; give it with zoo.set_net, or pass "
+                "net=your_factory."
+            )
         factory = net if net is not None else self.store.attached.get(("net", name), name)
         try:
             factory = NETS[str(factory)].function if factory is None or isinstance(factory, str) else factory
@@ -69,12 +75,12 @@ class Sources:
                 f"model {id!r} has the net {factory!r}, which is not registered here; pass net=your_factory, call "
                 f"zoo.attach_net({factory!r}, your_factory), or register it with @zoarium.net({factory!r})."
             ) from error
-        info = self._data_info(id)
+        info = None if row.get("data") is None and row.get("source") is not None else self._data_info(id)
         try:
             params = json.loads(row.get("net_params") or "{}")
         except ValueError as error:
             raise StoreError(f"model {id!r}: its net_params are not JSON: {row['net_params']!r}.") from error
-        return build(factory, params, in_shape=info.in_shape, n_outputs=info.n_outputs)
+        return build_net(factory, params, info)
 
     def attach_data(self, name: str, data: Dataset) -> None:
         """Give the data set called `name`, for a zoo that does not hold it.
@@ -92,6 +98,11 @@ class Sources:
     def _data_info(self, id: str) -> DataInfo:
         name = self.row_of(id).get("data")
         described = self.store.manifest.data
+        if name is None:
+            raise DataError(
+                f"model {id!r} comes from elsewhere and names no data; say what it is measured on with "
+                "zoo.set_net(net, data=...)."
+            )
         if name not in described:
             raise DataError(
                 f"model {id!r} was trained on {name!r}, which zoo.json does not describe; "

@@ -16,6 +16,10 @@ def cell_table(models: pl.DataFrame, axes: Sequence[str]) -> pl.DataFrame:
     """Cells of a table of models: ``cell``, the axes, ``ids`` and ``n``, in the order of their first models."""
     axes = [name for name in axes if name in models.columns]
     by = [*axes, *(["relation"] if "relation" in models.columns else [])]
+    if {"arch", "source"} <= set(models.columns):  # foreign models off the grid: those of one architecture
+        outside = pl.all_horizontal(pl.col("status") == "foreign", *(pl.col(name).is_null() for name in axes))
+        models = models.with_columns(pl.when(outside).then(pl.col("arch")).alias("arch"))
+        by.append("arch")
     inside = models.filter(~pl.col("status").is_in(NO_CELL))
     if by:
         groups = inside.group_by(by, maintain_order=True).agg(pl.col("id").alias("ids"))

@@ -13,6 +13,7 @@ import pydantic
 
 from zoarium._core.errors import StoreError
 from zoarium.zoo.datafile import write_data
+from zoarium.zoo.foreign.reference import needed_version
 from zoarium.zoo.manifest import DataInfo, FileInfo, Manifest, check_name
 from zoarium.zoo.store import NEEDED, Store, table_file
 from zoarium.zoo.weights import WeightsFile, write_weights
@@ -192,6 +193,8 @@ class Transaction:
             place = ".".join(map(str, first["loc"]))
             raise StoreError(f"zoo.json cannot hold {place} = {first.get('input')!r}: {first['msg']}.") from error
         new.generation = old.generation + 1
+        if "checkpoints" in self._tables:
+            new.version = max(old.version, needed_version(self._tables["checkpoints"]))
         return new
 
     def commit(self) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from zoarium.measure.phases import Thresholds
     from zoarium.measure.phases.map import PhaseMap
+    from zoarium.zoo.foreign.adding import Added
     from zoarium.zoo.weight_dataset import WeightDataset
     from zoarium.zoo.zoo import Zoo
 
@@ -24,6 +25,76 @@ class Verbs:
     @property
     def _zoo(self) -> Zoo:
         return cast("Zoo", self)
+
+    def add(self, *sources: str | Path, **options: Any) -> Added:
+        """Bring models that exist already into this zoo; see :func:`zoarium.zoo.foreign.adding.add`."""
+        from zoarium.zoo.foreign.adding import add
+
+        return add(self._zoo, *sources, **options)
+
+    def copy_weights(self) -> Zoo:
+        """Copy the weights that this zoo, or this view of it, points at, so that it needs no other file.
+
+        Returns
+        -------
+        Zoo
+            The same zoo, so that calls chain.
+
+        Raises
+        ------
+        StoreError
+            If a file is missing, holds a type of number that safetensors lacks, or the zoo cannot be written; nothing
+            is then changed.
+        DamagedError
+            If a file has changed since it was added.
+
+        Notes
+        -----
+        One tensor is held at a time; types are kept.
+        """
+        from zoarium.zoo.foreign.taking_in import take_in
+
+        return take_in(self._zoo)
+
+    def set_net(self, net: Any = None, *, net_params: Mapping[str, Any] | None = None, data: Any = None) -> Zoo:
+        """Say what net the foreign models of this zoo, or of this view of it, are, so that they can run.
+
+        Parameters
+        ----------
+        net : str or callable, optional
+            A registered net, or a factory; a factory has to be attached again whenever the zoo is opened. By default
+            the net each model has already, for other data.
+        net_params : mapping, optional
+            Parameters of the net, such as ``{"width": 64}``.
+        data : str or Dataset, optional
+            What the models are measured on; gives the net its input shape and number of outputs.
+
+        Returns
+        -------
+        Zoo
+            The same zoo, so that calls chain.
+
+        Raises
+        ------
+        NetError
+            If a model's tensors are not those of the net, naming the first that differs; nothing is then changed.
+        StoreError
+            If none of the models is foreign.
+
+        Examples
+        --------
+        >>> import tempfile, torch, zoarium as za
+        >>> from pathlib import Path
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> layer = torch.nn.Linear(64, 10)
+        >>> torch.save({"out.weight": layer.weight, "out.bias": layer.bias}, folder / "linear.pt")
+        >>> zoo = za.add(folder / "zoo", folder).zoo
+        >>> zoo.set_net("mlp", net_params={"depth": 0}, data="digits").measure("performance")["linear"].measures.keys()
+        dict_keys([...])
+        """
+        from zoarium.zoo.foreign.intake import set_net
+
+        return set_net(self._zoo, net, net_params=net_params, data=data)
 
     def measure(
         self,

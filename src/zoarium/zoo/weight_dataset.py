@@ -100,6 +100,11 @@ class WeightDataset(Dataset):
             self._places += [(len(self._blocks), row) for row in range(len(rows))]
             self._blocks.append(_flat(cohort.params) if form == "flat" else tokens_of(cohort.params, token_size))
             ids += cohort.ids
+        if not loaded:
+            raise DataError(
+                "no model here has weights of a net that is known; grow some, or say which net foreign ones are with "
+                "zoo.set_net."
+            )
         if not ids:
             names = ", ".join(self.target_names)
             raise DataError(

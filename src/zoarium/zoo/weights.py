@@ -86,7 +86,7 @@ class PackedWeights:
 
     def write(self, folder: str | Path) -> WeightsFile:
         """Write it into the zoo in `folder`, as :func:`write_weights` does."""
-        relative = _free_name(Path(folder), self.name, self.epoch, self.info)
+        relative = free_name(Path(folder), self.name, self.epoch, self.info)
         path = Path(folder) / relative
         written = WeightsFile(relative, self.info, self.ids, self.digests, self.epoch, self.step)
         if path.exists():
@@ -207,7 +207,7 @@ def pack_weights(
     return PackedWeights(name, content, info, tuple(ids), digests, int(epoch), steps)
 
 
-def _free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
+def free_name(folder: Path, name: str, epoch: int, info: FileInfo) -> str:
     """A name not in use, or in use by a file of the same bytes, as a killed run leaves to the one that resumes it."""
     tried = f"weights/{name}@{epoch}.safetensors"
     if not FILE_NAME.fullmatch(tried):

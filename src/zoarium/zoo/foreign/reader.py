@@ -39,10 +39,12 @@ def read_model(path: str | Path) -> ForeignModel:
 
     Parameters
     ----------
-    path : path
+    path : path or str
         A file of safetensors, of ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``), TorchScript, ONNX or GGUF; an
-        index of shards (``*.index.json``); or a folder with one of these, such as a Hugging Face model with its
-        ``config.json``. Formats are told by content; the suffix decides for ``.safetensors``, ``.onnx`` and ``.gguf``.
+        index of shards (``*.index.json``); a folder with one of these, such as a Hugging Face model with its
+        ``config.json``; or a model of the Hugging Face hub as ``hf:org/model``, ``hf:org/model@REVISION`` or
+        ``hf:org/model:FILE``, which needs the extra ``hub``. Formats are told by content; the suffix decides for
+        ``.safetensors``, ``.onnx`` and ``.gguf``.
 
     Returns
     -------
@@ -75,6 +77,10 @@ def read_model(path: str | Path) -> ForeignModel:
     bias (3,) 0.0
     weight (3, 2) 6.0
     """
+    if isinstance(path, str) and path.startswith("hf:"):
+        from zoarium.zoo.foreign.hub import read_hub
+
+        return read_hub(path)
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -111,11 +117,15 @@ def _format(source: SourceFile) -> str:
     )
 
 
-def _read_folder(folder: Path) -> ForeignModel:
-    try:
-        names = {entry.name for entry in folder.iterdir()}
-    except OSError as error:
-        raise StoreError(f"cannot list {folder}: {error.strerror}; give a folder you may read.") from error
+def weights_of_folder(folder: Path) -> Path:
+    """The file of weights, or the index of shards, that stands for the model in a folder.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be listed, or does not hold just one.
+    """
+    names = _names_in(folder)
     chosen = next((name for name in PREFERRED if name in names), None)
     if chosen is None:
         held = sorted(name for name in names if name.lower().endswith((*WEIGHTS, ".index.json")))
@@ -125,16 +135,28 @@ def _read_folder(folder: Path) -> ForeignModel:
             listed = ", ".join(held[:10]) or "none"
             raise StoreError(f"{folder} holds {len(held)} files of weights ({listed}); give the path of one file.")
         (chosen,) = held
-    path = beside(folder / chosen, chosen)
-    model = _read_sharded(path) if chosen.endswith(".index.json") else _read_file(path)
+    return beside(folder / chosen, chosen)
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise StoreError(f"cannot list {folder}: {error.strerror}; give a folder you may read.") from error
+
+
+def _read_folder(folder: Path) -> ForeignModel:
+    path = weights_of_folder(folder)
+    model = _read_sharded(path) if path.name.endswith(".index.json") else _read_file(path)
     facts = dict(model.metadata)
-    if "config.json" in names:
-        facts["config"] = _read_json(beside(folder / "config.json", "config.json"))
+    if "config.json" in _names_in(folder):
+        facts["config"] = read_json(beside(folder / "config.json", "config.json"))
     name = folder.name or folder.resolve().name
     return replace(model, name=name, metadata=facts)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file that must hold a table of names and values."""
     source = SourceFile(path)
     if source.size > MAX_JSON:
         raise DamagedError(f"{path} has {source.size} bytes, more than any index or configuration; {AGAIN}.")
@@ -146,7 +168,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_sharded(path: Path) -> ForeignModel:
     """The model of an index such as ``model.safetensors.index.json``: tensor to file, all in the index's folder."""
-    index = _read_json(path)
+    index = read_json(path)
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise DamagedError(f"{path} has no weight_map from tensors to files; {AGAIN}.")

@@ -70,6 +70,11 @@ class SourceFile:
     def __repr__(self) -> str:
         return f"SourceFile({str(self.path)!r}, {self.size} bytes)"
 
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        """Inode, size and time of change when it was opened: equal for a file that nobody has written to since."""
+        return self._stamp
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the whole file, read in pieces at first use."""
