@@ -90,7 +90,7 @@ def describe_module(module: nn.Module, dataset: Dataset) -> Architecture:
     links = chain(net.links, params) if isinstance(net, ChainNet) else None
     if links is not None:
         return Architecture(module, net, links, "chain", net.reason, False, float(net.layout.size), inputs)
-    hand = hand_written(module, dataset)
+    hand = hand_written(net, dataset)
     if hand is not None:
         work = float(net.layout.size)
         return Architecture(module, net, None, cast("Route", hand.route), hand.reason, False, work, inputs, hand)

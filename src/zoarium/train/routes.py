@@ -1,7 +1,7 @@
 """Training stacks with a hand-written backward pass: which architectures have one, and what it costs.
 
-A finder looks at a module and its data and returns a :class:`HandWritten`, or None where it has nothing to offer. The
-first that answers is taken; nets without an answer are differentiated by autograd.
+A finder looks at the stacked form of a module and at its data and returns a :class:`HandWritten`, or None where it has
+nothing to offer. The first that answers is taken; nets without an answer are differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoarium.data.dataset import Dataset, Split, Task
-from zoarium.nets.layout import Layout
-from zoarium.nets.transformer import transformer_of
+from zoarium.nets import StackedNet
+from zoarium.nets.transformer import TransformerNet
 from zoarium.train.cost import transformer_bytes, transformer_seconds
 from zoarium.train.transformer import TransformerStack
 
@@ -66,16 +66,15 @@ class HandWritten:
     bytes: Callable[[int, int, int, int, int], int]
 
 
-Finder = Callable[[nn.Module, Dataset], HandWritten | None]
+Finder = Callable[[StackedNet, Dataset], HandWritten | None]
 
 
-def transformer_route(module: nn.Module, dataset: Dataset) -> HandWritten | None:
+def transformer_route(net: StackedNet, dataset: Dataset) -> HandWritten | None:
     """Vision transformers on classes or numbers, GPT-2s on language."""
-    form = transformer_of(module)
     task: Task = dataset.task
-    if form is None or (form.kind == "gpt2") != (task == "language"):
+    if not isinstance(net, TransformerNet) or (net.transformer.kind == "gpt2") != (task == "language"):
         return None
-    layout = Layout.of(module)
+    form, layout = net.transformer, net.layout
     t = dataset.in_shape[0] if form.kind == "gpt2" else form.tokens
     inputs = dataset.train.x[0].numel()
 
@@ -96,6 +95,6 @@ def transformer_route(module: nn.Module, dataset: Dataset) -> HandWritten | None
 FINDERS: list[Finder] = [transformer_route]
 
 
-def hand_written(module: nn.Module, dataset: Dataset) -> HandWritten | None:
-    """The hand-written stack of a module on its data, if there is one."""
-    return next((found for finder in FINDERS if (found := finder(module, dataset)) is not None), None)
+def hand_written(net: StackedNet, dataset: Dataset) -> HandWritten | None:
+    """The hand-written stack of a net on its data, if there is one."""
+    return next((found for finder in FINDERS if (found := finder(net, dataset)) is not None), None)
