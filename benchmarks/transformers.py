@@ -49,7 +49,7 @@ class Case:
         return f"{self.net} {values}, inputs {shape}, {self.data.n_outputs} outputs, batch {self.batch}"
 
 
-def tokens(length: int, vocabulary: int, count: int = 256) -> Dataset:
+def tokens(length: int, vocabulary: int, count: int) -> Dataset:
     """Return random sequences."""
     text = torch.randint(vocabulary, (count + 16, length + 1), generator=torch.Generator().manual_seed(0))
     train, test = (Split(part[:, :-1].clone(), part[:, 1:].clone()) for part in (text[:count], text[count:]))
@@ -62,15 +62,15 @@ def cases(quick: bool) -> list[Case]:
     rows = [
         Case("vit", {"patch": 2, "width": 16, "depth": 2, "heads": 4}, small, 64),
         Case("vit", {"patch": 2, "width": 32, "depth": 2, "heads": 4}, small, 64),
-        Case("gpt2", {"model_dim": 16, "n_layers": 2, "n_heads": 4}, tokens(32, 64), 16),
-        Case("gpt2", {"model_dim": 32, "n_layers": 2, "n_heads": 4}, tokens(32, 64), 16),
+        Case("gpt2", {"model_dim": 16, "n_layers": 2, "n_heads": 4}, tokens(32, 64, 1024), 16),
+        Case("gpt2", {"model_dim": 32, "n_layers": 2, "n_heads": 4}, tokens(32, 64, 1024), 16),
     ]
     if not quick:
         rows += [
             Case("vit", {"patch": 2, "width": 64, "depth": 4, "heads": 4}, small, 64),
             Case("vit", {"patch": 7, "width": 64, "depth": 4, "heads": 4}, large, 64),
-            Case("gpt2", {"model_dim": 64, "n_layers": 2, "n_heads": 4}, tokens(64, 256), 16),
-            Case("gpt2", {"model_dim": 128, "n_layers": 4, "n_heads": 4}, tokens(64, 256), 16),
+            Case("gpt2", {"model_dim": 64, "n_layers": 2, "n_heads": 4}, tokens(64, 256, 256), 16),
+            Case("gpt2", {"model_dim": 128, "n_layers": 4, "n_heads": 4}, tokens(64, 256, 256), 16),
         ]
     return rows
 
