@@ -22,7 +22,8 @@ def train_plainly(module: nn.Module, x, y, *, batch_size: int, epochs: int, seed
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=draw).split(batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(module(x[rows]), y[rows]).backward()
+            out = module(x[rows])  # (b, c), or (b, t, c) for tokens
+            F.cross_entropy(out.flatten(0, -2), y[rows].flatten()).backward()
             nn.utils.clip_grad_norm_(module.parameters(), 5.0)
             optimizer.step()
             done += 1

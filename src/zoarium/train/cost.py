@@ -92,7 +92,7 @@ def autograd_bytes(work: float, p: int, n: int, micro: int, samples: int, in_siz
     return int(item * n * (p * 7 + min(micro, samples) * (activations + 2 * in_size))) + (48 << 20)
 
 
-TRANSFORMER_CALL = 2.5e-6  # seconds a kernel call of the transformer route
+TRANSFORMER_CALL = 4e-6  # seconds a kernel call of the transformer route
 TRANSFORMER_RATE = 70e9  # floating-point operations a second in its products
 TRANSFORMER_PASS = 0.35e-9  # seconds a number read or written once
 TRANSFORMER_SMALL = 0.2e-6  # seconds a matrix of one head and one sequence in a batched product
@@ -131,7 +131,7 @@ def transformer_seconds(
         + n * rows * (6 * transformer_multiplications(form, t) / TRANSFORMER_RATE + 3 * floats * TRANSFORMER_PASS)
         + n * rows * 6 * depth * form.heads * TRANSFORMER_SMALL
     )
-    folding = TRANSFORMER_CALL * 40 * (depth + 1) + n * p * 4 * 16 / FAR
+    folding = TRANSFORMER_CALL * 40 * (depth + 1) + n * p * 4 * 10 / FAR
     total = (tile + folding) * -(-samples // rows)
     for batch, count in zip(batches, counts, strict=True):
         total += -(-samples // min(batch, samples)) * count * p * 4 * (7 + 4 * slots) / FAR
