@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from zoarium._core.errors import HubError, StoreError, ZoariumError
 from zoarium.zoo.hub.faults import hub_api, hub_faults
 from zoarium.zoo.manifest import MANIFEST, Manifest, read_manifest
@@ -120,12 +122,25 @@ def push_to_hub(
     if create_pr and revision is not None:
         raise HubError("a pull request is made from the main branch; leave out revision, or create_pr.")
     api = hub_api(token)
+    _check_references(zoo)
     with _whole(zoo) as whole:
         snapshot = _snapshot(whole, repo_id, license, card)
         push = _Push(api, repo_id, revision, create_pr, commit_message or _message(whole), on_progress)
         with hub_faults(repo_id, "push to", revision):
             push.begin(private)
             return push.run(snapshot)
+
+
+def _check_references(zoo: Zoo) -> None:
+    """Refuse weights that a zoo only points at on this machine; those on the hub are there for everybody."""
+    checkpoints = zoo.checkpoints
+    if "path" in checkpoints.columns:
+        local = checkpoints.filter(pl.col("path").is_not_null() & ~pl.col("path").str.starts_with("hf:"))
+        if len(local):
+            raise HubError(
+                f"{local['id'].n_unique()} models of this zoo lie in files outside it, such as {local['path'][0]!r} of "
+                f"{local['id'][0]!r}, which nobody else has; take them in first with zoo.copy_weights()."
+            )
 
 
 class _Push:
