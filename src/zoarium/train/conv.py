@@ -16,22 +16,20 @@ For y = f(x) with gradient d at y each step adds its share to the gradient at x:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoarium.data.dataset import Split, Task
-from zoarium.nets.check import single_value_error
 from zoarium.nets.convgraph import ConvGraph, Step
 from zoarium.nets.grouped import ConvGraphNet, channels_last
+from zoarium.train._convops import KINDS, AddOp, ConvOp, LinearOp, MaxPoolOp, NormOp, Op, Pass, PointwiseOp, ReluOp
 from zoarium.train.autograd import AutogradStack
 from zoarium.train.chain import Pointwise, pointwise, score
 from zoarium.train.convcost import Portion, evaluation_portion, training_portion
-
-_aten = torch.ops.aten
 
 
 def written_out(graph: ConvGraph, shapes: Sequence[tuple[int, ...]]) -> str | None:
@@ -66,298 +64,36 @@ def reordered(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(out)
 
 
-class _Pass:
-    """The values of one forward pass, and the gradients at them on the way back."""
-
-    def __init__(self, count: int) -> None:
-        self.values: list[Tensor | None] = [None] * (count + 1)
-        self.grads: list[Tensor | None] = [None] * (count + 1)
-        self.own = [False] * (count + 1)  # whether nobody else reads that gradient
-
-    def value(self, index: int) -> Tensor:
-        return cast("Tensor", self.values[index])
-
-    def take(self, index: int) -> tuple[Tensor, bool]:
-        """The gradient at a value, which is then forgotten."""
-        grad, self.grads[index] = self.grads[index], None
-        return cast("Tensor", grad), self.own[index]
-
-    def give(self, index: int, grad: Tensor, own: bool) -> None:
-        """Add to the gradient at a value; `own` says that this tensor may be overwritten."""
-        before = self.grads[index]
-        if before is not None:
-            if own:
-                grad.add_(before)
-            elif self.own[index]:
-                grad = before.add_(grad)
-            else:
-                grad = before + grad
-            own = True
-        self.grads[index], self.own[index] = grad, own
-
-
-@dataclass
-class _Op:
-    """A step for some models.
-
-    `first` says that nobody needs the gradient at its input, `idle` that nobody needs the one at its output either.
-    """
-
-    step: Step
-    out: int
-    g: int
-    first: bool
-    idle: bool = False
-    adds_up: bool = True
-
-    def forward(self, p: _Pass) -> None:
-        raise NotImplementedError
-
-    def backward(self, p: _Pass) -> None:
-        raise NotImplementedError
-
-    def give(self, p: _Pass, grad: Tensor, own: bool) -> None:
-        """Hand a gradient to the input, where a parameter lies before it."""
-        if not self.first:
-            p.give(self.source, grad, own)
-
-    @property
-    def source(self) -> int:
-        return self.step.inputs[0]
-
-    def _keep(self, total: Tensor | None, grad: Tensor | None) -> None:
-        if total is not None and grad is not None:
-            (total.add_ if self.adds_up else total.copy_)(grad.reshape(total.shape))
-
-
-class _Conv(_Op):
-    def bind(self, weight: Tensor, bias: Tensor | None, sums: tuple[Tensor, Tensor | None]) -> None:
-        leaf = cast("nn.Conv2d", self.step.leaf)
-        self.weight, self.bias, self.sums = weight.flatten(0, 1), None if bias is None else bias.flatten(), sums
-        sizes = (list(leaf.stride), list(cast("tuple[int, int]", leaf.padding)), list(leaf.dilation), False, [0, 0])
-        self.settings, self.groups = sizes, leaf.groups * self.g
-        self.mask = [not self.first, True, bias is not None]
-
-    def forward(self, p: _Pass) -> None:
-        p.values[self.out] = torch.convolution(
-            p.value(self.source), self.weight, self.bias, *self.settings, self.groups
-        )
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        sizes = None if self.bias is None else [len(self.bias)]
-        dx, dw, db = _aten.convolution_backward(
-            d, p.value(self.source), self.weight, sizes, *self.settings, self.groups, self.mask
-        )
-        self._keep(self.sums[0], dw)
-        self._keep(self.sums[1], db)
-        self.give(p, dx, True)
-
-
-class _Norm(_Op):
-    def bind(
-        self, weight: Tensor | None, bias: Tensor | None, sums: tuple[Tensor | None, Tensor | None],
-        mean: Tensor, var: Tensor, count: Tensor | None,
-    ) -> None:  # fmt: skip
-        self.leaf = cast("nn.BatchNorm2d", self.step.leaf)
-        self.weight, self.bias = (None if t is None else t.flatten() for t in (weight, bias))
-        self.sums, self.mean, self.var, self.count = sums, mean.view(-1), var.view(-1), count
-
-    def forward(self, p: _Pass) -> None:
-        x = p.value(self.source)
-        if x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            raise single_value_error(p.value(0).shape)
-        y, self.average, self.scale = torch.native_batch_norm(
-            x, self.weight, self.bias, self.mean, self.var, True, cast("float", self.leaf.momentum), self.leaf.eps
-        )
-        p.values[self.out] = y
-        if self.count is not None:
-            self.count.add_(1)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        dx, dw, db = _aten.native_batch_norm_backward(
-            d, p.value(self.source), self.weight, self.mean, self.var, self.average, self.scale, True, self.leaf.eps,
-            [not self.first, self.weight is not None, self.bias is not None],
-        )  # fmt: skip
-        self._keep(self.sums[0], dw)
-        self._keep(self.sums[1], db)
-        self.give(p, dx, True)
-
-
-class _Relu(_Op):
-    """Overwrites its input where no one else reads it; the sign of the output is all the way back needs."""
-
-    in_place = False
-
-    def forward(self, p: _Pass) -> None:
-        x = p.value(self.source)
-        p.values[self.out] = x.clamp_min_(0) if self.in_place else x.clamp_min(0)
-
-    def backward(self, p: _Pass) -> None:
-        d, own = p.take(self.out)
-        y = p.value(self.out)
-        grad = d if own else torch.empty_like(y)
-        self.give(p, _aten.threshold_backward.grad_input(d, y, 0, grad_input=grad), True)
-
-
-class _Pointwise(_Op):
-    def bind(self, kernels: Pointwise) -> None:
-        self.kernels = kernels
-
-    def forward(self, p: _Pass) -> None:
-        x = p.value(self.source)
-        out = torch.empty_like(x)
-        self.kernels.forward(x, out)
-        p.values[self.out] = out
-
-    def backward(self, p: _Pass) -> None:
-        d, own = p.take(self.out)
-        d = d if own else torch.empty_like(p.value(self.out)).copy_(d)
-        self.kernels.backward(d, p.value(self.source), p.value(self.out))
-        self.give(p, d, True)
-
-
-class _MaxPool(_Op):
-    def forward(self, p: _Pass) -> None:
-        leaf = cast("nn.MaxPool2d", self.step.leaf)
-        self.settings: list[Any] = [_pair(v) for v in (leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation)]
-        self.settings.append(leaf.ceil_mode)
-        p.values[self.out], self.places = _aten.max_pool2d_with_indices(p.value(self.source), *self.settings)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        x = p.value(self.source)
-        self.give(p, _aten.max_pool2d_with_indices_backward(d, x, *self.settings, self.places), True)
-
-
-class _AveragePool(_Op):
-    def forward(self, p: _Pass) -> None:
-        leaf, x = self.step.leaf, p.value(self.source)
-        self.whole = isinstance(leaf, nn.AdaptiveAvgPool2d) and leaf.output_size in (1, (1, 1))
-        if isinstance(leaf, nn.AvgPool2d):
-            self.settings = [_pair(v) for v in (leaf.kernel_size, leaf.stride, leaf.padding)]
-            self.settings += [leaf.ceil_mode, leaf.count_include_pad, leaf.divisor_override]
-            p.values[self.out] = _aten.avg_pool2d(x, *self.settings)
-        else:
-            p.values[self.out] = cast("nn.Module", leaf)(x)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        x = p.value(self.source)
-        if self.whole:
-            self.give(p, (d / (x.shape[2] * x.shape[3])).expand(x.shape), False)
-        elif isinstance(self.step.leaf, nn.AvgPool2d):
-            self.give(p, _aten.avg_pool2d_backward(d, x, *self.settings), True)
-        else:
-            self.give(p, _aten._adaptive_avg_pool2d_backward(d, x), True)
-
-
-class _Add(_Op):
-    in_place = False
-
-    def forward(self, p: _Pass) -> None:
-        a, b = (p.value(i) for i in self.step.inputs)
-        p.values[self.out] = a.add_(b) if self.in_place else a + b
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        for index in self.step.inputs:
-            p.give(index, d, False)
-
-
-class _Subsample(_Op):
-    def forward(self, p: _Pass) -> None:
-        s = self.step.amounts[0]
-        p.values[self.out] = p.value(self.source)[:, :, ::s, ::s]
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        s, x = self.step.amounts[0], p.value(self.source)
-        grad = torch.zeros_like(x)
-        grad[:, :, ::s, ::s] = d
-        self.give(p, grad, True)
-
-
-class _Pad(_Op):
-    def forward(self, p: _Pass) -> None:
-        own = p.value(self.source).permute(0, 2, 3, 1).unflatten(3, (self.g, -1))  # (b, H, W, g, C)
-        p.values[self.out] = F.pad(own, self.step.amounts).flatten(3).permute(0, 3, 1, 2)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        before, after = self.step.amounts
-        own = d.permute(0, 2, 3, 1).unflatten(3, (self.g, -1))
-        kept = own[..., before : own.shape[-1] - after]
-        self.give(p, kept.flatten(3).permute(0, 3, 1, 2), False)
-
-
-class _Flatten(_Op):
-    def forward(self, p: _Pass) -> None:
-        p.values[self.out] = p.value(self.source).unflatten(1, (self.g, -1)).transpose(0, 1).flatten(2)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)  # (g, b, C*H*W)
-        x = p.value(self.source)
-        own = d.view(self.g, len(x), -1, *x.shape[2:]).transpose(0, 1)  # (b, g, C, H, W)
-        self.give(p, torch.empty_like(x).copy_(own.flatten(1, 2)), True)
-
-
-class _Linear(_Op):
-    def bind(self, weight: Tensor, bias: Tensor | None, sums: tuple[Tensor, Tensor | None]) -> None:
-        self.weight, self.bias, self.sums = weight, bias, sums  # (g, out, in)
-
-    def forward(self, p: _Pass) -> None:
-        h, w = p.value(self.source), self.weight.transpose(1, 2)
-        p.values[self.out] = torch.bmm(h, w) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), h, w)
-
-    def backward(self, p: _Pass) -> None:
-        d, _ = p.take(self.out)
-        self._keep(self.sums[0], torch.bmm(d.transpose(1, 2), p.value(self.source)))
-        self._keep(self.sums[1], d.sum(1) if self.bias is not None else None)
-        self.give(p, torch.bmm(d, self.weight), True)
-
-
-KINDS: dict[str, type[_Op]] = {
-    "conv": _Conv, "norm": _Norm, "pool": _AveragePool, "pointwise": _Pointwise, "add": _Add,
-    "subsample": _Subsample, "pad": _Pad, "flatten": _Flatten, "linear": _Linear,
-}  # fmt: skip
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def _bind(stack: ConvStack, a: int, b: int) -> list[_Op]:
+def _bind(stack: ConvStack, a: int, b: int) -> list[Op]:
     """The operations of models a to b, over views of their parameters, gradients and running statistics."""
     params = {name: p.detach()[a:b] for name, p in stack.named.items()}
     sums = {name: g[a:b] for name, g in zip(stack.named, stack.grads, strict=True)}
     graph = ConvGraph(stack.steps, {})
     uses: list[list[int]] = graph.uses
-    ops: list[_Op] = []
+    ops: list[Op] = []
     depends = [False]  # whether a parameter lies before a value, so that its gradient is wanted
     for index, step in enumerate(stack.steps):
         upstream = any(depends[value] for value in step.inputs)
         depends.append(upstream or step.kind in ("conv", "norm", "linear"))
-        kind = _MaxPool if isinstance(step.leaf, nn.MaxPool2d) else _Relu if type(step.leaf) is nn.ReLU else None
+        kind = MaxPoolOp if isinstance(step.leaf, nn.MaxPool2d) else ReluOp if type(step.leaf) is nn.ReLU else None
         op = (kind or KINDS[step.kind])(step, index + 1, b - a, not upstream, not depends[-1])
         weight, bias = f"{step.name}.weight", f"{step.name}.bias"
         own = (params.get(weight), params.get(bias), (sums.get(weight), sums.get(bias)))
         producer = stack.steps[step.inputs[0] - 1].kind if step.inputs[0] else "input"
         alone = uses[step.inputs[0]] == [index]
-        if isinstance(op, _Conv | _Linear):
+        if isinstance(op, ConvOp | LinearOp):
             op.bind(*own)  # pyright: ignore[reportArgumentType]
-        elif isinstance(op, _Norm):
+        elif isinstance(op, NormOp):
             name = step.name
             mean, var, count = (
                 stack.buffers[f"{name}.{key}"][a:b] for key in ("running_mean", "running_var", "num_batches_tracked")
             )
             op.bind(*own, mean, var, count)
-        elif isinstance(op, _Relu):
+        elif isinstance(op, ReluOp):
             op.in_place = alone and producer in ("conv", "norm", "pool", "add", "linear")
-        elif isinstance(op, _Pointwise):
+        elif isinstance(op, PointwiseOp):
             op.bind(cast("Pointwise", pointwise(step.leaf)))
-        elif isinstance(op, _Add):
+        elif isinstance(op, AddOp):
             op.in_place = alone and producer in ("conv", "norm")
         ops.append(op)
     return ops
@@ -384,9 +120,9 @@ class ConvStack(AutogradStack):
         self.shapes = net.shapes(in_shape, self.steps)
         self.splits = may_split(self.steps)
         self._portions: dict[int, Portion] = {}
-        self._ops: dict[tuple[int, int], list[_Op]] = {}
+        self._ops: dict[tuple[int, int], list[Op]] = {}
 
-    def _bound(self, a: int, b: int) -> list[_Op]:
+    def _bound(self, a: int, b: int) -> list[Op]:
         """The operations of models a to b, over views of their parameters."""
         if (a, b) not in self._ops:
             self._ops[a, b] = _bind(self, a, b)
@@ -407,9 +143,9 @@ class ConvStack(AutogradStack):
                 adds_up = self.adds_up or s > 0
                 self._portion(ops, x[a:b, s : s + portion.rows], y[a:b, s : s + portion.rows], a, adds_up)
 
-    def _portion(self, ops: list[_Op], x: Tensor, y: Tensor, a: int, adds_up: bool) -> None:
+    def _portion(self, ops: list[Op], x: Tensor, y: Tensor, a: int, adds_up: bool) -> None:
         """Forward and backward for some models and some of their samples."""
-        p = _Pass(len(ops))
+        p = Pass(len(ops))
         p.values[0] = side_by_side(x)
         for op in ops:
             op.adds_up = adds_up
@@ -496,7 +232,7 @@ def evaluated(steps: Sequence[Step], x: Tensor, params: dict[str, Tensor], buffe
         elif step.kind == "add":
             out = h + cast("Tensor", values[step.inputs[1]])
         elif step.kind in ("subsample", "pad", "flatten"):
-            p = _Pass(1)
+            p = Pass(1)
             p.values[0] = h
             KINDS[step.kind](replace(step, inputs=(0,)), 1, k, False).forward(p)
             out = p.value(1)
