@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo-zoo
 
-.PHONY: demo test format lint types tests docs studies twins storm bench setup clean help
+.PHONY: demo test format lint types tests docs reference studies twins storm bench setup clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,7 @@ types: $(STAMP)  ## static types
 
 tests: $(STAMP)  ## tests and doctests, with coverage of the public API
 	tools/ensure_chromium.sh
+	tools/ensure_checkpoints.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 docs: $(STAMP)   ## build the site; a warning is an error
@@ -44,6 +45,11 @@ docs: $(STAMP)   ## build the site; a warning is an error
 studies: $(STAMP) ## run every study on fresh seeds and rewrite docs/studies.md
 	$(BIN)/zoarium study run --all --store studies/results
 	$(BIN)/zoarium study page --results studies/results -o docs/studies.md
+
+reference: $(STAMP) ## rewrite docs/reference/cli.md from the commands themselves
+	$(BIN)/typer zoarium.cli.app utils docs --name zoarium \
+	| sed -e 's/^# `zoarium`$$/# Command line/' -e 's/<span style="font-weight: bold">\([^<]*\)<\/span>/`\1`/g' \
+	> docs/reference/cli.md
 
 twins: $(STAMP)  ## grow and label the offline twins of the twelve published zoos and rewrite docs/twins.md
 	$(BIN)/zoarium twins run --all --store studies/twins

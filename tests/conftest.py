@@ -1,6 +1,11 @@
+import signal
+
 import pytest
 
 import zoarium as za
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves and their children
 
 
 @pytest.fixture(scope="session")

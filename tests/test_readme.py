@@ -36,3 +36,12 @@ def test_the_guides_examples_of_a_net_and_a_measure_run(tmp_path, monkeypatch):
         exec(code[1], {})
     finally:
         MEASURES._methods.pop("margin", None)
+
+
+def test_the_guide_to_the_published_zoos_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("docs/guides/published-zoos.md", "python"):
+        exec(code, names)
+    assert capsys.readouterr().out == "width batch_size 8\n"
+    assert names["zoo"].values("relative_error")["value"].is_finite().all()

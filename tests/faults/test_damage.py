@@ -361,7 +361,7 @@ def test_a_repair_cut_off_at_any_step_can_be_run_again(zoo, tmp_path, monkeypatc
 
 def test_a_saved_state_of_a_program_with_a_flipped_bit_is_not_used(tmp_path, grid, content, monkeypatch):
     whole = content(za.grow(grid(), tmp_path / "whole", workers=1))
-    from zoarium.growth import job
+    from zoarium.growth import desk
 
     def stop(done, total, note):
         if total / 2 <= done < total:
@@ -377,8 +377,8 @@ def test_a_saved_state_of_a_program_with_a_flipped_bit_is_not_used(tmp_path, gri
         flipped = bytearray(kept[path])
         flipped[-3] ^= 4
         path.write_bytes(bytes(flipped))
-        assert job._read_state(path) == (None, {})
+        assert desk._read_state(path) == (None, {})
         path.write_bytes(kept[path])
-        assert job._read_state(path)[0] is not None
+        assert desk._read_state(path)[0] is not None
         path.write_bytes(bytes(flipped))
     assert content(za.grow(grid(), tmp_path / "zoo", workers=1)) == whole

@@ -187,3 +187,8 @@ def test_exceptions_that_cannot_hold_are_refused(rule, message):
 def test_ids_of_models_from_before_augmentation_stay():
     (config,) = Grid("mlp", width=4)
     assert config.id == "mlp-3b0f4ab277"
+
+
+def test_a_grid_without_data_is_refused():
+    with pytest.raises(GridError, match="axis 'data' has no values"):
+        Grid(data=[])

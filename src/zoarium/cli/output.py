@@ -78,6 +78,14 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def print_zoo(zoo: Any, as_json: bool) -> None:
+    """A zoo in one line, or its summary as JSON."""
+    if as_json:
+        print_json(zoo.summary())
+    else:
+        out.print(escape(str(zoo)), soft_wrap=True)
+
+
 @contextmanager
 def progress(label: str, *, quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
     """A bar on standard error: call what is yielded with (done, total, note); silent when quiet or not a terminal.

@@ -76,7 +76,9 @@ def convection(*, beta: float = 1.0, n_x: int = 32, n_t: int = 32, initial: str 
     return Dataset("convection", samples(x, t), samples(x + PERIOD / n_x / 2, (t[1:] + t[:-1]) / 2), "regression", 1)
 
 
-@dataset("convection_pinn", reference="Krishnapriyan et al. 2021 (arXiv 2109.01050); Raissi et al. 2019")
+@dataset(
+    "convection_pinn", reference="Krishnapriyan et al. 2021 (arXiv 2109.01050); Raissi et al. 2019", licence="computed"
+)
 def convection_pinn(
     *, beta: float = 1.0, n_initial: int = 64, n_boundary: int = 32, n_residual: int = 512,
     residual_weight: float = 1.0, initial: str = "sine", seed: int = 0,

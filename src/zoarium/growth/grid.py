@@ -80,6 +80,8 @@ class Grid:
         self.net = net if isinstance(net, str) else getattr(net, "__name__", type(net).__name__).strip("<>")
         self.datasets: dict[str, Dataset] = {}
         names = [self._data_name(d) for d in (data if isinstance(data, list | tuple) else [data])]
+        if not names:
+            raise GridError("axis 'data' has no values; give at least one.")
 
         self._net_axes = _net_axes(net)
         self._data_axes = self._axes_of_data(data)

@@ -147,7 +147,10 @@ def parse_manifest(content: bytes, path: Path, way_out: str = "restore it from a
         raise DamagedError(f"{path} is cut short or damaged (not JSON: {error}); {way_out}.") from error
     checksum = raw.pop("checksum", None) if isinstance(raw, dict) else None
     # a bit flipped in one of these two must not pass for another program's file, or for a newer format
-    same_but = isinstance(raw, dict) and checksum == _checksum({**raw, "format": "zoarium", "version": FORMAT_VERSION})
+    same_but = isinstance(raw, dict) and any(
+        checksum == _checksum({**raw, "format": "zoarium", "version": version})
+        for version in range(1, FORMAT_VERSION + 1)
+    )
     if not same_but:
         if not isinstance(raw, dict) or raw.get("format") != "zoarium":
             raise StoreError(f"{path} does not describe a zoo (its format is not 'zoarium'); give the folder of a zoo.")

@@ -26,5 +26,5 @@ def test_a_zoo_that_points_at_local_files_is_not_pushed(pointing, hub):
 def test_it_is_pushed_once_it_holds_the_weights(pointing, hub, tmp_path):
     pointing.copy_weights()
     pointing.push_to_hub("me/zoo")
-    pulled = Zoo.from_hub("me/zoo", local_dir=tmp_path / "pulled")
+    pulled = Zoo.from_hub("me/zoo", tmp_path / "pulled")
     assert torch.equal(pulled[0].state_dict()["weight"], torch.ones(2, 3))
