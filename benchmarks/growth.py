@@ -169,7 +169,7 @@ def compare_cnns(repeats: int) -> list[str]:
             ours.append(grow(configs, dataset, history="last")[0])
         one = describe(configs[0], dataset)
         programs = plan(configs, {data_key(c): dataset for c in configs}, workers=available_cores())
-        words = one.found.words(len(programs[0].rows), 16) if one.found else one.reason
+        words = one.hand.words(len(programs[0].rows), 16) if one.hand else one.reason
         work = 6 * one.work * 1000 * len(configs)
         ratio = spread([p / o for p, o in zip(plain, ours, strict=True)])
         lines.append(
