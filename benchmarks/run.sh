@@ -18,7 +18,7 @@ cd benchmarks
 cat head.md > "$draft"
 "$python" demo.py --markdown >> "$draft"
 "$python" growth.py --markdown "$draft" > /dev/null
-"$python" transformers.py --markdown "$draft" > /dev/null
+"$python" transformers.py --quick --markdown "$draft" > /dev/null
 "$python" hessian.py --markdown >> "$draft"
 "$python" connectivity.py --markdown >> "$draft"
 "$python" cka.py --markdown >> "$draft"
