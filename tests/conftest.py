@@ -1,4 +1,5 @@
 import signal
+import sys
 
 import pytest
 
@@ -22,3 +23,23 @@ def _grown(small_grid, tmp_path_factory):
 def small_zoo(_grown, tmp_path):
     """Eight small trained models; a copy of its own for each test."""
     return _grown.save(tmp_path / "zoo")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    from zoarium.cli.app import run
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["zoarium", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -1,30 +1,9 @@
 """`zoarium add`: what it prints, what it counts, how it exits."""
 
 import json
-import sys
 
 import pytest
 import torch
-
-from zoarium.cli.app import run
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["zoarium", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

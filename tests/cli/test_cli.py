@@ -9,27 +9,9 @@ import pytest
 import torch
 
 import zoarium as za
-from zoarium.cli.app import app, run
+from zoarium.cli.app import app
 
 SPEC = "net: mlp\nwidth: [2, 4]\nbatch_size: [50, 250]\nseed: {range: [0, 2]}\nepochs: 2\n"
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["zoarium", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_grow_measure_phases_report_from_a_spec(cli, tmp_path):

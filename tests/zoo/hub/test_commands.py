@@ -3,30 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-
-import pytest
 
 import zoarium as za
-from zoarium.cli.app import run
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["zoarium", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_push_and_pull_are_each_other_undone(cli, hub, small, tmp_path):
